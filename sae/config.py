@@ -1,0 +1,147 @@
+"""Configuration as a frozen, typed tree: YAML plus `key=value`, every error at once, and open choices by `kind`."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Self, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+
+from .errors import ConfigError
+
+ConfigT = TypeVar("ConfigT", bound="Config")
+
+
+class Config(BaseModel):
+    """A frozen section of the configuration; the sentence under each field is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the section as plain JSON values, defaults included."""
+        return self.model_dump(mode="json", serialize_as_any=True)
+
+    def digest(self) -> str:
+        """Return a hash of the section's values that does not depend on key order."""
+        return hashlib.blake2b(json.dumps(self.to_dict(), sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+class Family(Config):
+    """An open choice: a direct subclass names the family, its subclasses are the members, chosen by `kind`.
+
+    A member is a subclass with `kind: Literal["name"] = "name"`; defining it registers it.
+    """
+
+    kinds: ClassVar[dict[str, type[Family]]]
+    kind: str
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        super().__pydantic_init_subclass__(**kwargs)
+        if Family in cls.__bases__:
+            cls.kinds = {}
+            return
+        kind = cls.model_fields["kind"].default
+        if isinstance(kind, str):
+            cls.kinds[kind] = cls
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _choose(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        if not isinstance(value, Mapping) or Family not in cls.__bases__:
+            return handler(value)
+        kind = value.get("kind", cls.model_fields["kind"].get_default())
+        member = cls.kinds.get(str(kind))
+        if member is None:
+            raise ValueError(f"unknown kind {kind!r}; known: {', '.join(sorted(cls.kinds))}")
+        return member.model_validate(value)  # type: ignore[return-value]
+
+
+def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
+    """Read a YAML file, apply `key=value` overrides and validate the whole tree.
+
+    Parameters
+    ----------
+    cls
+        The root of the tree.
+    path
+        The YAML file.
+    overrides
+        `a.b.c=value`, the value parsed as YAML; `a.b=null` removes what the file set.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or not a YAML mapping, an override has no `=`, or any key is unknown, missing
+        or of the wrong type; all such problems are listed with their path.
+    """
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(f"no configuration file at {path}", do="check the path; examples are in configs/") from error
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise ConfigError(f"{path} cannot be read as YAML", got=" ".join(str(error).split())) from error
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{path} is not a configuration", got=type(tree).__name__, expected="a mapping of sections")
+    for override in overrides:
+        _apply(tree, override)
+    return parse_config(cls, tree, where=str(path))
+
+
+def parse_config(cls: type[ConfigT], tree: Mapping[str, Any], *, where: str) -> ConfigT:
+    """Validate a tree of plain values; raise one ConfigError that lists every problem."""
+    try:
+        return cls.model_validate(tree)
+    except ValidationError as error:
+        lines = [_describe(problem, cls) for problem in error.errors(include_url=False)]
+        raise ConfigError(f"{where}: {len(lines)} problem(s)\n" + "\n".join(lines)) from error
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"cannot read the override {override!r}", expected="key=value, such as sae.k=16")
+    *parents, last = key.strip().split(".")
+    node = tree
+    for name in parents:
+        child = node.get(name)
+        if child is None:
+            child = node[name] = {}
+        if not isinstance(child, dict):
+            raise ConfigError(f"override {override!r}: {name} is a value, not a section", got=repr(child))
+        node = child
+    try:
+        node[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"cannot read the value of the override {override!r}") from error
+
+
+def _describe(problem: Any, cls: type[Config]) -> str:
+    names = [str(part) for part in problem["loc"]]
+    path = ".".join(names) or "(root)"
+    if problem["type"] == "extra_forbidden":
+        known = _fields_at(cls, names[:-1])
+        near = difflib.get_close_matches(names[-1], known, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else f"; known: {', '.join(known)}" if known else ""
+        return f"  {path}: unknown key{hint}"
+    if problem["type"] == "missing":
+        return f"  {path}: missing"
+    got = problem.get("input")
+    shown = f" (got {got!r})" if isinstance(got, str | int | float | bool | None) else ""
+    return f"  {path}: {problem['msg']}{shown}"
+
+
+def _fields_at(cls: type[Config], names: Sequence[str]) -> list[str]:
+    node: Any = cls
+    for name in names:
+        field = getattr(node, "model_fields", {}).get(name)
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        node = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+    return sorted(getattr(node, "model_fields", {}))
