@@ -1,0 +1,167 @@
+"""The locked DuckDB that panel columns and concepts share: load tables, lock, run admitted expressions.
+
+What runs is never the user's text: `parse_expression` reads it into a syntax tree, admits a named list of
+constructs, and writes the SQL anew. The lock is the second wall: after `lock` the database can reach no file,
+no network, no extension, no Python variable, and no setting can be changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import duckdb
+
+from sae.errors import PanelError, UserError
+
+from .expressions import Expression, check_expression, parse_expression
+from .grammar import ExpressionError
+
+__all__ = [
+    "Expression",
+    "ExpressionError",
+    "check_expression",
+    "connect",
+    "load_table",
+    "lock",
+    "parse_expression",
+    "quote",
+]
+
+FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
+CSV_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+
+
+def quote(name: str) -> str:
+    """Return a name as a quoted SQL identifier."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+def connect(
+    *, threads: int, memory_limit: str, spill: Path | None = None, spill_limit: str | None = None
+) -> duckdb.DuckDBPyConnection:
+    """Open an empty in-memory database without extensions or access to Python variables; `lock` it later.
+
+    Parameters
+    ----------
+    threads
+        Worker threads.
+    memory_limit
+        As DuckDB writes it, such as `2GB`.
+    spill
+        Folder for what does not fit in memory; None forbids spilling, so that too large a query is an error.
+    spill_limit
+        Cap on that folder, such as `16GB`; None leaves DuckDB's own, nine tenths of the free disk.
+    """
+    config: dict[str, str | bool | int | float | list[str]] = {
+        "threads": threads,
+        "memory_limit": memory_limit,
+        "temp_directory": "" if spill is None else str(spill),
+        "allow_community_extensions": False,
+        "autoload_known_extensions": False,
+        "autoinstall_known_extensions": False,
+        "allow_extension_repositories": "forbidden",
+        "allow_persistent_secrets": False,
+        "python_enable_replacements": False,
+        "preserve_insertion_order": True,
+    }
+    if spill_limit is not None:
+        config["max_temp_directory_size"] = spill_limit
+    return duckdb.connect(config=config)
+
+
+def lock(connection: duckdb.DuckDBPyConnection) -> None:
+    """Take file and network access away and freeze every setting; tables loaded before stay readable."""
+    connection.execute("SET enable_external_access = false")
+    connection.execute("SET lock_configuration = true")
+
+
+def load_table(
+    connection: duckdb.DuckDBPyConnection,
+    name: str,
+    paths: Sequence[Path],
+    *,
+    error: type[UserError] = PanelError,
+) -> list[str]:
+    """Make files readable as one table, before `lock`; return its column names.
+
+    Parquet and Arrow files (IPC file or stream, Feather 2) are read lazily by pyarrow and handed over, so
+    that the locked database has no path that it may open: DuckDB's `allowed_paths` would also allow writing
+    there. CSV is read into memory, with types found from the whole of it.
+
+    Parameters
+    ----------
+    connection
+        From `connect`, not locked yet.
+    name
+        The table's name in SQL.
+    paths
+        One or many files of one format and one set of columns; rows follow the order given.
+    error
+        The class to raise.
+
+    Raises
+    ------
+    UserError
+        A file is missing, of unknown or mixed format, unreadable, or has other columns than the first.
+    """
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing or not paths:
+        raise error(f"{name}: no such file", got=", ".join(missing) or "an empty list", do="check the path")
+    formats = {_format(path) for path in paths}
+    if len(formats) != 1 or None in formats:
+        names = ", ".join(path.name for path in paths[:5])
+        raise error(f"{name}: cannot tell the format", got=names, expected="all .parquet, .csv or .arrow")
+    try:
+        if formats == {"csv"}:
+            _load_csv(connection, name, paths)
+        else:
+            connection.register(name, _dataset(paths, arrow=formats == {"arrow"}))
+        cursor = connection.execute(f"SELECT * FROM {quote(name)} LIMIT 0")
+        return [column[0] for column in cursor.description or ()]
+    except (
+        duckdb.Error,
+        OSError,
+        ValueError,
+        TypeError,
+    ) as problem:
+        raise error(f"{name}: cannot read {paths[0]}", got=str(problem).strip().splitlines()[0]) from problem
+
+
+def _format(path: Path) -> str | None:
+    if path.name.lower().endswith(CSV_ENDINGS):
+        return "csv"
+    return FORMATS.get(path.suffix.lower())
+
+
+def _load_csv(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[Path]) -> None:
+    header: list[str] | None = None
+    for path in paths:
+        reader = connection.read_csv(str(path.resolve()), sample_size=-1)
+        if header is not None and reader.columns != header:
+            raise ValueError(f"{path.name} has the columns {reader.columns}, {paths[0].name} has {header}")
+        header = reader.columns
+    files = "[" + ", ".join("'" + str(path.resolve()).replace("'", "''") + "'" for path in paths) + "]"
+    connection.execute(f"CREATE TABLE {quote(name)} AS SELECT * FROM read_csv({files}, sample_size = -1)")
+
+
+def _dataset(paths: Sequence[Path], *, arrow: bool) -> Any:
+    import pyarrow
+    import pyarrow.dataset
+
+    if arrow and any(_is_stream(path) for path in paths):
+        tables = [pyarrow.ipc.open_stream(pyarrow.memory_map(str(path))).read_all() for path in paths]
+        return pyarrow.concat_tables(tables)
+    files = [str(path.resolve()) for path in paths]
+    source = pyarrow.dataset.dataset(files, format="ipc" if arrow else "parquet")
+    for path in paths:
+        found = pyarrow.dataset.dataset(str(path.resolve()), format=source.format).schema
+        if found.names != source.schema.names:
+            raise ValueError(f"{path.name} has {found.names}, {paths[0].name} has {source.schema.names}")
+    return source
+
+
+def _is_stream(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(6) != b"ARROW1"

@@ -1,0 +1,1 @@
+"""Concepts: an expert's definitions over panel columns, admitted, computed and checked."""

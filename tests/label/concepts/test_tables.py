@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from label.concepts.tables import load_concept_table
+from sae.errors import ConceptError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    pq.write_table(pa.table({"entity": [0, 0, 1], "time": [3, 4, 3]}), tmp_path / "panel.parquet")
+    pq.write_table(pa.table({"entity": [0, 1], "id": ["17", "9"]}), tmp_path / "entities.parquet")
+    return tmp_path
+
+
+def load(folder: Path, table: dict[str, list[object]], meta: str | None = None) -> list[object]:
+    pq.write_table(pa.table(table), folder / "given.parquet")
+    if meta is not None:
+        (folder / "meta.yaml").write_text(meta)
+    return load_concept_table(  # type: ignore[return-value]
+        folder / "given.parquet",
+        folder / "out.parquet",
+        panel=folder / "panel.parquet",
+        entities=folder / "entities.parquet",
+        entity="id",
+        time="month",
+        meta=None if meta is None else folder / "meta.yaml",
+    )
+
+
+def test_a_ready_made_table(folder: Path) -> None:
+    nan = float("nan")
+    table = {
+        "id": [9, 17, 17, 5],
+        "month": [3, 4, 3, 3],
+        "vip": [True, None, False, True],
+        "score": [1.5, nan, 2.5, 9.0],
+        "visits": [1, 2, 3, 4],
+    }
+    infos = load(folder, table, "vip: {text: A very important person, kind: event, risk: down}")
+    assert [(i.id, i.type, i.text, i.kind) for i in infos] == [  # type: ignore[attr-defined]
+        ("vip", "bool", "A very important person", "event"),
+        ("score", "float", "score", "point"),
+        ("visits", "float", "visits", "point"),
+    ]
+    out = pq.read_table(folder / "out.parquet")
+    assert out.to_pydict() == {
+        "entity": [0, 0, 1],
+        "time": [3, 4, 3],
+        "vip": [False, None, True],
+        "score": [2.5, None, 1.5],
+        "visits": [3, 2, 1],
+    }
+    assert out.schema.types[2:] == [pa.bool_(), pa.float64(), pa.float64()]
+
+
+@pytest.mark.parametrize(
+    ("table", "meta", "reason"),
+    [
+        ({"id": [9], "vip": [True]}, None, "no column 'month'"),
+        ({"id": [9], "month": [3]}, None, "no concept column"),
+        ({"id": [9], "month": ["2020-01"], "vip": [True]}, None, "not the panel's period index"),
+        ({"id": [9], "month": [3], "Vip": [True]}, None, "not a concept id"),
+        ({"id": [9], "month": [3], "split": [True]}, None, "not a concept id"),
+        ({"id": [9], "month": [3], "vip": ["x"]}, None, "not a truth value or a number"),
+        ({"id": [9, 9], "month": [3, 3], "vip": [True, False]}, None, "two rows for one entity"),
+        ({"id": [1], "month": [3], "vip": [True]}, None, "no row in common"),
+        ({"id": [9], "month": [3], "vip": [True]}, "vop: {text: A}", "no such column"),
+        ({"id": [9], "month": [3], "vip": [True]}, "vip: {colour: red}", "colour: Extra inputs"),
+        ({"id": [9], "month": [3], "vip": [True]}, "vip: {type: float}", "which the table decides"),
+        ({"id": [9], "month": [3], "vip": [True]}, "- vip", "not a mapping"),
+    ],
+)
+def test_wrong_tables(folder: Path, table: dict[str, list[object]], meta: str | None, reason: str) -> None:
+    with pytest.raises(ConceptError, match=reason):
+        load(folder, table, meta)
+    assert not (folder / "out.parquet").exists()
