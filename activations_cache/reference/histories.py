@@ -98,7 +98,8 @@ def knots_of(known: Float[np.ndarray, " values"], n_knots: int) -> list[float]:
         knots = np.unique(np.quantile(known, np.linspace(0, 1, n_knots)))
     # knots are used in single precision, where close ones could coincide
     knots = np.unique(knots.astype(np.float32)).astype(np.float64)
-    step = max(float(knots[-1] - knots[0]), 1.0)
+    # a step that single precision can tell from the last knot
+    step = max(float(knots[-1] - knots[0]), 1.0, abs(float(knots[-1])) * 1e-3)
     extra = knots[-1] + step * np.arange(1, n_knots - len(knots) + 1)
     return [float(k) for k in np.concatenate([knots, extra])]
 

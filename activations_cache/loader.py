@@ -1,0 +1,311 @@
+"""Shuffled batches from a store: constant size, no end, the same for any number of ranks, resumable."""
+
+from __future__ import annotations
+
+import math
+import time as clock
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float32, Int64
+from pydantic import Field
+from torch import Tensor
+
+from sae.config import Config
+from sae.errors import CheckpointError, ConfigError, StoreError
+from sae.world import World
+
+from .order import Order
+from .schema import COLUMNS
+from .store import ActivationStore
+from .windows import Lane, Recycler, Selection
+
+_WINDOW_BYTES = 512 << 20
+_AHEAD = 2
+
+
+class LoaderConfig(Config):
+    """How shuffled batches are read."""
+
+    window_rows: int = Field(default=0, ge=0)
+    """Rows in memory from which batches are drawn, over all ranks; twice as many are held. 0 = 512 MiB worth.
+    A split that fits is shuffled whole and read once."""
+    lanes: int = Field(default=16, ge=1)
+    """Independent streams that a batch is put together from; the number of ranks has to divide it."""
+    threads: int = Field(default=2, ge=1)
+    """Threads that read ahead; 2 to 4 for a local disk."""
+    coordinates: bool = False
+    """Whether batches carry entity, position and time; always so where runs of rows are kept together."""
+
+
+class LoadedBatch(NamedTuple):
+    """One rank's rows of a batch.
+
+    Attributes
+    ----------
+    acts
+        Activations per hook, on the world's device.
+    entity, position, time
+        Whom and when each row is about, on the CPU; None unless coordinates were asked for.
+    """
+
+    acts: dict[str, Float32[Tensor, "rows _d_in"]]
+    entity: Int64[Tensor, " rows"] | None
+    position: Int64[Tensor, " rows"] | None
+    time: Int64[Tensor, " rows"] | None
+
+    @property
+    def x(self) -> Float32[Tensor, "rows d_in"]:
+        """Activations of the only hook."""
+        (only,) = self.acts.values()
+        return only
+
+
+class ShuffledLoader:
+    """Serves a split in a random order, every row once an epoch.
+
+    Batches have a constant size and run on without end: the last batch of an epoch is filled up with the
+    first rows of the next. The global order is a function of (store, seed, batch_size, settings, run_length)
+    alone: the ranks' parts of batch t, one after the other, are batch t of a single process.
+
+    Parameters
+    ----------
+    store
+        What to read.
+    hooks
+        One hook or several.
+    split
+        Which rows.
+    batch_size
+        Rows of a batch over all ranks.
+    seed
+        Of the order.
+    world
+        Ranks along `data` share out each batch; ranks along `feature` get the same rows.
+    run_length
+        Runs of so many consecutive rows of one entity stay together, in order; the store has to be written
+        with at least this run length. A run may be cut at the end of a chunk, a lane's share or a batch.
+    settings
+        Memory, lanes and threads.
+
+    Attributes
+    ----------
+    batch
+        Number of the next batch.
+    rows_per_epoch
+        Rows of the split.
+    batches_per_epoch
+        Batches that hold them, rounded up.
+    wait_seconds
+        Time that callers have spent waiting for a batch.
+
+    Raises
+    ------
+    StoreError
+        The store has no such hook or split, or was written with shorter runs.
+    ConfigError
+        The ranks cannot share out the batch.
+    """
+
+    def __init__(
+        self,
+        store: ActivationStore,
+        hooks: str | Sequence[str],
+        split: str,
+        *,
+        batch_size: int,
+        seed: int,
+        world: World,
+        run_length: int = 1,
+        settings: LoaderConfig | None = None,
+    ) -> None:
+        self.store, self.split = store, split
+        self.hooks = (hooks,) if isinstance(hooks, str) else tuple(hooks)
+        self.batch_size, self.seed, self.run_length = batch_size, seed, run_length
+        self.settings = settings or LoaderConfig()
+        self._device = world.device
+        self._ranks = world.axes["data"]
+        self._rank = world.rank // world.axes["feature"]
+        self._coordinates = self.settings.coordinates or run_length > 1
+        _check(store, self.hooks, split, run_length)
+        self._pool = ThreadPoolExecutor(self.settings.threads, thread_name_prefix="assay-read")
+        self._assembler = ThreadPoolExecutor(1, thread_name_prefix="assay-batch")
+        self.batch = 0
+        self.wait_seconds = 0.0
+        self._recycler = Recycler(kept=2 * _AHEAD + 4)
+        self._ahead: deque[Future[dict[str, Tensor]]] = deque()
+        self._freeze({group.number: len(group.commits) for group in store.groups})
+
+    @property
+    def epoch(self) -> int:
+        """Epoch that the first row of the next batch belongs to."""
+        return self.batch * self.batch_size // self.rows_per_epoch
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows of the split."""
+        return self._order.rows
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches that an epoch takes, rounded up."""
+        return -(-self._order.rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[LoadedBatch]:
+        """Yield the batches that are left of the current epoch: those that begin in it."""
+        epoch = self.epoch
+        while self.epoch == epoch:
+            yield self.next_batch()
+
+    def batches(self, n: int) -> Iterator[LoadedBatch]:
+        """Yield the next n batches, across epochs."""
+        for _ in range(n):
+            yield self.next_batch()
+
+    def next_batch(self) -> LoadedBatch:
+        """Return the next batch; those after it are prepared meanwhile.
+
+        Raises
+        ------
+        StoreError
+            A chunk of the store is missing or damaged.
+        """
+        started = clock.perf_counter()
+        while len(self._ahead) <= _AHEAD:
+            self._ahead.append(self._assembler.submit(self._assemble, self.batch + len(self._ahead)))
+        rows = self._ahead.popleft().result()
+        self.batch += 1
+        acts = {hook: rows[hook].to(self._device, non_blocking=True) for hook in self.hooks}
+        self.wait_seconds += clock.perf_counter() - started
+        return LoadedBatch(acts, *(rows.get(name) for name in COLUMNS))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where the loader stands, as plain values of constant size."""
+        frozen = {
+            g.folder.name: [n, g.digest(n)] for g in self.store.groups if (n := self._blocks.get(g.number, 0))
+        }
+        return {**self._identity(), "epoch": self.epoch, "batch": self.batch, "frozen": frozen}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where a state was taken, whatever the number of ranks was then.
+
+        Raises
+        ------
+        CheckpointError
+            The state was taken with other settings, or from a store whose rows are no longer the same.
+        """
+        mine = self._identity()
+        differ = [name for name in mine if state.get(name) != mine[name]]
+        if differ:
+            raise CheckpointError(
+                "the saved position in the data belongs to another order",
+                got="; ".join(f"{name} {mine[name]}" for name in differ),
+                expected="; ".join(f"{name} {state.get(name)}" for name in differ),
+            )
+        groups = {group.folder.name: group for group in self.store.groups}
+        for name, (blocks, digest) in state["frozen"].items():
+            if (
+                name not in groups
+                or len(groups[name].commits) < blocks
+                or groups[name].digest(blocks) != digest
+            ):
+                raise CheckpointError(
+                    f"{self.store.path} no longer holds the rows that the saved position counts through",
+                    got=f"{name} has changed",
+                    do="start the training again",
+                )
+        self._drop_ahead()
+        self._freeze({groups[name].number: blocks for name, (blocks, _) in state["frozen"].items()})
+        self.batch = int(state["batch"])
+
+    def close(self) -> None:
+        """Stop reading ahead; the loader serves nothing afterwards."""
+        self._drop_ahead()
+        self._assembler.shutdown()
+        self._pool.shutdown()
+
+    def _identity(self) -> dict[str, Any]:
+        """Return everything besides the rows themselves that the order depends on."""
+        return {
+            "format_version": 1,
+            "hooks": list(self.hooks),
+            "split": self.split,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "run_length": self.run_length,
+            "lanes": self.settings.lanes,
+            "window_rows": self._window_rows(),
+        }
+
+    def _window_rows(self) -> int:
+        specs = self.store.description.arrays()
+        return self.settings.window_rows or max(
+            1, _WINDOW_BYTES // sum(specs[h].row_bytes for h in self.hooks)
+        )
+
+    def _freeze(self, blocks: dict[int, int]) -> None:
+        """Fix which rows there are, and with them the order."""
+        table = self.store.chunks(self.split, blocks)
+        rows, window = int(table.rows.sum()), self._window_rows()
+        lanes = math.gcd(self.settings.lanes, self.batch_size)
+        share = max(1, window // (lanes * self.store.description.geometry.chunk_rows))
+        whole = rows <= window
+        if (self.batch_size if whole else lanes) % self._ranks:
+            raise ConfigError(
+                f"{self._ranks} ranks cannot share out a batch of {self.batch_size} rows",
+                expected=f"a number of ranks that divides {self.batch_size if whole else lanes}",
+                do="choose batch_size and lanes as multiples of the number of ranks",
+            )
+        self._blocks = blocks
+        self._order = Order(
+            table.rows,
+            batch_size=self.batch_size,
+            lanes=lanes,
+            window_chunks=0 if whole else share,
+            seed=self.seed,
+        )
+        names = (*self.hooks, *(COLUMNS if self._coordinates else ()))
+        self._selection = Selection(self.store, self.split, names, table, self.run_length)
+        self._lanes: dict[int, Lane] = {}
+
+    def _assemble(self, batch: int) -> dict[str, Tensor]:
+        rows = self.batch_size // self._ranks
+        shapes = {hook: (rows, self.store.hooks[hook]) for hook in self.hooks}
+        out = {hook: self._empty(hook, shape) for hook, shape in shapes.items()}
+        if self._coordinates:
+            out |= {name: torch.empty(rows, dtype=torch.int64) for name in COLUMNS}
+        at = 0
+        for epoch, lane, start, stop in self._order.takes(batch, self._rank, self._ranks):
+            if lane not in self._lanes:
+                self._lanes[lane] = Lane(self._selection, self._order, self._pool)
+            at = self._lanes[lane].take(epoch, lane, start, stop, out=out, at=at)
+        assert at == rows
+        return out
+
+    def _empty(self, hook: str, shape: tuple[int, int]) -> Tensor:
+        """Return memory for a hook's rows: pinned, and kept by torch, where it goes on to a GPU."""
+        if self._device.type == "cuda":
+            return torch.empty(shape, pin_memory=True)
+        return torch.from_numpy(self._recycler.take(hook, shape, "float32"))
+
+    def _drop_ahead(self) -> None:
+        for future in self._ahead:
+            future.cancel()
+        wait(self._ahead)
+        self._ahead.clear()
+
+
+def _check(store: ActivationStore, hooks: tuple[str, ...], split: str, run_length: int) -> None:
+    for hook in hooks:
+        store.moments(hook, split)
+    if not hooks or not store.splits.get(split):
+        raise StoreError(f"{store.path} has no rows of split {split!r} to serve")
+    if run_length > store.description.run_length:
+        raise StoreError(
+            f"{store.path} does not keep runs of {run_length} rows together",
+            got=f"written with run_length {store.description.run_length}",
+            do="harvest with a longer run_length",
+        )

@@ -1,0 +1,159 @@
+"""The order in which rows are served: a function of seed and batch number, whatever the number of ranks.
+
+Rows are numbered without end: epoch e serves the numbers [e N, (e + 1) N), and batch t the numbers
+[t B, (t + 1) B), so a batch may end one epoch and begin the next. Number g belongs to lane g mod V. The
+chunks of an epoch are permuted and laid end to end; lane v has a stretch of exactly as many rows as it has
+numbers, cut into windows of W chunks, and the rows of a window are permuted. Everything is drawn from Philox
+of (seed, epoch[, lane, window]).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int64
+
+
+class Take(NamedTuple):
+    """Rows `start` .. `stop` of what one lane serves in one epoch."""
+
+    epoch: int
+    lane: int
+    start: int
+    stop: int
+
+
+class Window(NamedTuple):
+    """The rows that are in memory together for one lane.
+
+    Attributes
+    ----------
+    epoch, lane, number
+        Which window.
+    first, rows
+        Which part of what the lane serves in this epoch.
+    pieces
+        (chunk, first row in the chunk, rows), chunks by their number in storage order.
+    """
+
+    epoch: int
+    lane: int
+    number: int
+    first: int
+    rows: int
+    pieces: tuple[tuple[int, int, int], ...]
+
+    def holds(self, epoch: int, row: int) -> bool:
+        """Whether a row of what the lane serves in an epoch is in this window."""
+        return epoch == self.epoch and self.first <= row < self.first + self.rows
+
+
+@dataclass(frozen=True)
+class _Epoch:
+    """One epoch: chunks in order, the row at which each begins, the row at which each lane begins."""
+
+    chunks: Int64[np.ndarray, " chunks"]
+    begins: Int64[np.ndarray, " chunks_and_end"]
+    lanes: Int64[np.ndarray, " lanes_and_end"]
+
+
+class Order:
+    """The order of one selection.
+
+    Parameters
+    ----------
+    chunk_rows
+        Rows of each chunk, in storage order.
+    batch_size
+        Rows of a batch over all ranks.
+    lanes
+        Number of lanes; the number of ranks has to divide it.
+    window_chunks
+        Chunks of one lane's window; 0 = the whole selection is one window of one lane.
+    seed
+        Of all permutations.
+    """
+
+    def __init__(
+        self,
+        chunk_rows: Int64[np.ndarray, " chunks"],
+        *,
+        batch_size: int,
+        lanes: int,
+        window_chunks: int,
+        seed: int,
+    ) -> None:
+        self.whole = window_chunks == 0
+        self.rows = int(chunk_rows.sum())
+        self.batch_size, self.seed = batch_size, seed
+        self.lanes = 1 if self.whole else lanes
+        self.window_chunks = window_chunks or len(chunk_rows)
+        self._chunk_rows = chunk_rows
+        self._epoch = lru_cache(maxsize=3)(self._make_epoch)
+
+    def generator(self, *where: int) -> np.random.Generator:
+        """Return the generator of an epoch, or of a window."""
+        return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, *where])))
+
+    def takes(self, batch: int, rank: int, ranks: int) -> list[Take]:
+        """Return what one rank serves of a batch, in order; the ranks' parts in sequence are the batch."""
+        first, last = batch * self.batch_size, (batch + 1) * self.batch_size
+        mine = range(rank * self.lanes // ranks, (rank + 1) * self.lanes // ranks)
+        if self.whole:
+            share = self.batch_size // ranks
+            first, mine = first + rank * share, range(1)
+            last = first + share
+        found = []
+        for lane in mine:
+            for epoch in range(first // self.rows, (last - 1) // self.rows + 1):
+                origin = epoch * self.rows
+                before = self._below(origin, lane)
+                start = self._below(max(first, origin), lane) - before
+                stop = self._below(min(last, origin + self.rows), lane) - before
+                if stop > start:
+                    found.append(Take(epoch, lane, start, stop))
+        return found
+
+    def window(self, epoch: int, lane: int, row: int) -> Window:
+        """Return the window that holds a row of what a lane serves in an epoch."""
+        plan = self._epoch(epoch)
+        low, high = int(plan.lanes[lane]), int(plan.lanes[lane + 1])
+        first_chunk = int(np.searchsorted(plan.begins, low, side="right")) - 1
+        end_chunk = int(np.searchsorted(plan.begins, high, side="left"))
+        number = (
+            int(np.searchsorted(plan.begins, low + row, side="right")) - 1 - first_chunk
+        ) // self.window_chunks
+        begin = first_chunk + number * self.window_chunks
+        end = min(end_chunk, begin + self.window_chunks)
+        pieces = []
+        for k in range(begin, end):
+            start, stop = max(low, int(plan.begins[k])), min(high, int(plan.begins[k + 1]))
+            pieces.append((int(plan.chunks[k]), start - int(plan.begins[k]), stop - start))
+        first = max(low, int(plan.begins[begin])) - low
+        return Window(epoch, lane, number, first, sum(rows for _, _, rows in pieces), tuple(pieces))
+
+    def after(self, window: Window) -> Window | None:
+        """Return the lane's next window, in the next epoch if need be; None if the lane has no rows there."""
+        end = window.first + window.rows
+        if end < self._lane_rows(window.epoch, window.lane):
+            return self.window(window.epoch, window.lane, end)
+        if self._lane_rows(window.epoch + 1, window.lane):
+            return self.window(window.epoch + 1, window.lane, 0)
+        return None
+
+    def _below(self, number: int, lane: int) -> int:
+        """Count the numbers below `number` that belong to a lane."""
+        return (number - lane + self.lanes - 1) // self.lanes
+
+    def _lane_rows(self, epoch: int, lane: int) -> int:
+        return self._below((epoch + 1) * self.rows, lane) - self._below(epoch * self.rows, lane)
+
+    def _make_epoch(self, epoch: int) -> _Epoch:
+        n = len(self._chunk_rows)
+        chunks = np.arange(n) if self.whole else self.generator(epoch).permutation(n)
+        begins = np.concatenate([[0], np.cumsum(self._chunk_rows[chunks])]).astype(np.int64)
+        lanes = np.cumsum([0, *(self._lane_rows(epoch, lane) for lane in range(self.lanes))])
+        return _Epoch(chunks, begins, lanes)

@@ -1,0 +1,117 @@
+"""Close a finished store: check its files, write its moments, index and entities, mark it complete last."""
+
+from __future__ import annotations
+
+import io
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from safetensors.numpy import save
+
+from sae.errors import StoreError
+
+from .commits import Commit, Group, read_groups, split_rows, write_metadata, writer_paths
+from .durable import FileLock, file_crc, write_file, write_record
+from .index import Directory, read_block
+from .moments import Moments
+from .schema import Description
+from .verify import raise_problems, size_problems
+from .writer import sweep
+
+FILES = ("index.safetensors", "moments.safetensors", "entities.parquet")
+
+
+def seal(path: Path, *, entities: pa.Table | None = None) -> None:
+    """Mark a store as complete, after all its writers have closed; on a complete store it does nothing.
+
+    Parameters
+    ----------
+    path
+        The store.
+    entities
+        Columns `entity` (int64, the code) and `id` (the user's own); without it codes stand for themselves.
+
+    Raises
+    ------
+    StoreError
+        A writer is still at work, a file is missing or has the wrong size, the store holds no rows, or the
+        table lacks an entity of the store or has one twice.
+    """
+    with ExitStack() as locks:
+        description = Description.read(path)
+        locks.enter_context(FileLock(path / "lock"))
+        for _, folder in writer_paths(path):
+            locks.enter_context(FileLock(folder / "lock"))
+        description = Description.read(path)
+        if description.sealed:
+            return
+        groups = read_groups(path)
+        if not any(group.commits for group in groups):
+            raise StoreError(f"{path} holds no rows", do="harvest before closing the store")
+        for group in groups:
+            sweep(group.folder, group.commits, description)
+            write_metadata(group.folder, description, group.commits)
+        raise_problems(path, [p for g in groups for p in size_problems(g.folder, description, g.commits)])
+        finish(path, description, groups, entities)
+
+
+def finish(path: Path, description: Description, groups: list[Group], entities: pa.Table | None) -> None:
+    """Write what describes the whole store, its manifest, and then the mark that it is complete."""
+    splits = split_rows(groups)
+    directory, moments = merge_blocks(description, groups)
+    if entities is not None:
+        write_file(path / "entities.parquet", _entities_file(entities, directory))
+    write_file(path / "index.safetensors", directory.to_bytes())
+    write_file(path / "moments.safetensors", bytes(save(moments)))
+    files = {name: list(file_crc(path / name)) for name in FILES if (path / name).exists()}
+    writers = {
+        group.folder.name: {"blocks": len(group.commits), "crc32c": group.digest()} for group in groups
+    }
+    write_record(path / "manifest.json", {"splits": splits, "writers": writers, "files": files})
+    replace(description, sealed=True, splits=splits).write(path)
+
+
+def merge_blocks(description: Description, groups: list[Group]) -> tuple[Directory, dict[str, np.ndarray]]:
+    """Return the index and the moments of all blocks together."""
+    names = tuple(split_rows(groups))
+    totals = {
+        (split, hook): Moments.empty(width) for split in names for hook, width in description.hooks.items()
+    }
+    lines: list[tuple[int, Commit, dict[str, Any]]] = []
+    for group in groups:
+        for commit in group.commits:
+            tensors = read_block(group.folder, commit)
+            for split in commit.splits:
+                for hook in description.hooks:
+                    part = Moments.from_tensors(tensors, f"{split}/moments/{hook}")
+                    totals[split, hook] = totals[split, hook].merge(part)
+            index = {key: value for key, value in tensors.items() if key.endswith(("/entity", "/offsets"))}
+            lines.append((group.number, commit, index))
+    moments: dict[str, np.ndarray] = {}
+    for (split, hook), total in totals.items():
+        moments |= total.tensors(f"{split}/{hook}")
+    return Directory.build(names, iter(lines)), moments
+
+
+def _entities_file(entities: pa.Table, directory: Directory) -> bytes:
+    if not {"entity", "id"} <= set(entities.column_names):
+        raise StoreError(
+            "the table of entities lacks a column", got=str(entities.column_names), expected="entity, id"
+        )
+    codes = entities.column("entity").to_numpy()
+    if len(np.unique(codes)) != len(codes):
+        raise StoreError("the table of entities has one code twice", expected="one row per entity")
+    absent = np.setdiff1d(directory.entity, codes)
+    if len(absent):
+        shown = ", ".join(map(str, absent[:5].tolist()))
+        raise StoreError(
+            f"the table of entities lacks {len(absent)} entities of the store", got=f"no {shown}"
+        )
+    sink = io.BytesIO()
+    pq.write_table(entities, sink)
+    return sink.getvalue()

@@ -1,0 +1,199 @@
+"""Shard files: a valid zarr v3 `sharding_indexed` encoder that streams, and reads straight into buffers.
+
+A shard is its chunks one after the other, each followed by its CRC-32C, then the index (offset and length of
+each chunk, 2**64 - 1 where there is none) with its own CRC-32C. All chunks are whole; the last one of a block
+is padded with the fill value. Offsets are therefore known without reading the index.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import google_crc32c
+import numpy as np
+from jaxtyping import Int64, Shaped
+
+from sae.errors import StoreError
+
+from .durable import crc32c, partial_file, read_bytes, write_all
+from .schema import MISSING_CHUNK, ArraySpec, Geometry
+
+ChunkVisitor = Callable[[np.ndarray], None]
+
+
+def write_shard(
+    path: Path,
+    source: Shaped[np.ndarray, "rows ..."],
+    order: Int64[np.ndarray, " n"],
+    *,
+    spec: ArraySpec,
+    geometry: Geometry,
+    visit: ChunkVisitor | None = None,
+) -> int:
+    """Write rows `source[order]` as one shard file and return the checksum of its chunks' checksums.
+
+    Parameters
+    ----------
+    path
+        Final name; it appears only when the file is whole and synced.
+    source, order
+        Rows to choose from and which ones, in storage order; at most `shard_rows`.
+    spec, geometry
+        The array that the shard belongs to.
+    visit
+        Called with the rows of each chunk, padding left out, in order.
+
+    Raises
+    ------
+    StoreError
+        The disk is full.
+    """
+    rows = geometry.chunk_rows
+    chunk = np.empty((rows, *spec.row_shape), spec.dtype)
+    step = chunk.nbytes + 4
+    index = np.full((geometry.chunks_per_shard, 2), MISSING_CHUNK, "<u8")
+    crcs = b""
+    with partial_file(path) as fd:
+        for j, start in enumerate(range(0, len(order), rows)):
+            part = order[start : start + rows]
+            np.take(source, part, axis=0, out=chunk[: len(part)], mode="clip")
+            chunk[len(part) :] = spec.fill
+            if visit is not None:
+                visit(chunk[: len(part)])
+            crc = crc32c(chunk).to_bytes(4, "little")
+            crcs += crc
+            index[j] = j * step, step
+            write_all(fd, [chunk, crc])
+        tail = index.tobytes()
+        write_all(fd, [tail, crc32c(tail).to_bytes(4, "little")])
+    return crc32c(crcs)
+
+
+class ArrayReader:
+    """Reads one array of one writer and split: whole chunks, checked the first time each is read.
+
+    Parameters
+    ----------
+    folder
+        The array's folder.
+    spec, geometry
+        Its description.
+    """
+
+    def __init__(self, folder: Path, spec: ArraySpec, geometry: Geometry) -> None:
+        self.folder, self.spec, self.geometry = folder, spec, geometry
+        self._checked: set[int] = set()
+
+    def locate(self, chunk: int) -> tuple[Path, int]:
+        """Return the file of a chunk and the byte at which it starts."""
+        shard, j = divmod(chunk, self.geometry.chunks_per_shard)
+        return self.folder / self.spec.shard_name(shard), j * (
+            self.geometry.chunk_rows * self.spec.row_bytes + 4
+        )
+
+    def read(self, chunk: int, start: int, out: Shaped[np.ndarray, "rows ..."]) -> None:
+        """Read rows `start` .. `start + len(out)` of a chunk into a C-contiguous array of the stored format.
+
+        Raises
+        ------
+        StoreError
+            The file is missing, too short, or the chunk's checksum does not match.
+        """
+        path, offset = self.locate(chunk)
+        width, rows = self.spec.row_bytes, self.geometry.chunk_rows
+        if chunk in self._checked:
+            _pread(path, [out], offset + start * width)
+            return
+        before = np.empty(start * width, np.uint8)
+        after = np.empty((rows - start - len(out)) * width, np.uint8)
+        crc = np.empty(4, np.uint8)
+        _pread(path, [before, out, after, crc], offset)
+        found = 0
+        for part in (before, out, after):
+            found = crc32c(part, found) if part.size else found
+        if found != int.from_bytes(crc.tobytes(), "little"):
+            raise StoreError(
+                f"{path} is damaged: the checksum of a chunk does not match",
+                got=f"chunk {chunk % self.geometry.chunks_per_shard} of the file",
+                do="restore the file from a copy, or harvest again",
+            )
+        self._checked.add(chunk)
+
+    def read_rows(self, rows: Int64[np.ndarray, " n"], out: Shaped[np.ndarray, "n ..."]) -> None:
+        """Read rows by their number in the array, ascending; each chunk they touch is checked once.
+
+        Raises
+        ------
+        StoreError
+            As for `read`.
+        """
+        chunks, starts = np.unique(rows // self.geometry.chunk_rows, return_index=True)
+        ends = [*starts[1:].tolist(), len(rows)]
+        for chunk, start, end in zip(chunks.tolist(), starts.tolist(), ends, strict=True):
+            inside = rows[start:end] - chunk * self.geometry.chunk_rows
+            first, last = int(inside[0]), int(inside[-1])
+            window = np.empty((last - first + 1, *self.spec.row_shape), self.spec.dtype)
+            self.read(chunk, first, window)
+            np.take(window, inside - first, axis=0, out=out[start:end], mode="clip")
+
+
+def shard_problems(path: Path, rows: int, crc: int, *, spec: ArraySpec, geometry: Geometry) -> Iterator[str]:
+    """Read a whole shard file and yield what is wrong with it.
+
+    Parameters
+    ----------
+    path
+        The file.
+    rows, crc
+        How many rows it holds and what `write_shard` returned, both from the commit record.
+    spec, geometry
+        The array it belongs to.
+    """
+    try:
+        data = np.frombuffer(read_bytes(path), np.uint8)
+    except StoreError as error:
+        yield str(error)
+        return
+    want = geometry.shard_bytes(rows, spec.row_bytes)
+    if len(data) != want:
+        yield f"{path} has the wrong size: {len(data)} bytes, expected {want}"
+        return
+    step = geometry.chunk_rows * spec.row_bytes + 4
+    chunks = -(-rows // geometry.chunk_rows)
+    crcs = b""
+    for j in range(chunks):
+        body, tail = data[j * step : (j + 1) * step - 4], data[(j + 1) * step - 4 : (j + 1) * step].tobytes()
+        if crc32c(body) != int.from_bytes(tail, "little"):
+            yield f"{path} is damaged: the checksum of chunk {j} does not match"
+        crcs += tail
+    index = np.full((geometry.chunks_per_shard, 2), MISSING_CHUNK, "<u8")
+    index[:chunks, 0], index[:chunks, 1] = np.arange(chunks) * step, step
+    if data[chunks * step :].tobytes() != index.tobytes() + crc32c(index).to_bytes(4, "little"):
+        yield f"{path} is damaged: its index does not match"
+    if google_crc32c.value(crcs) != crc:
+        yield f"{path} is not the file that was committed"
+
+
+def _pread(path: Path, parts: list[np.ndarray], offset: int) -> None:
+    views = [p.data.cast("B") for p in parts if p.size]
+    want = sum(len(v) for v in views)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise StoreError(f"{path} is missing") from error
+    try:
+        while views:
+            done = os.preadv(fd, views, offset)
+            if done == 0:
+                raise StoreError(
+                    f"{path} is too short", got=f"{want} bytes short at {offset}", do="restore it from a copy"
+                )
+            offset, want = offset + done, want - done
+            while views and done >= len(views[0]):
+                done -= len(views.pop(0))
+            if done:
+                views[0] = views[0][done:]
+    finally:
+        os.close(fd)

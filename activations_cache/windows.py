@@ -1,0 +1,160 @@
+"""Windows of rows in memory: read by threads into reused buffers, one ahead of the one being served."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+from torch import Tensor
+
+from .block import run_starts, shuffled_runs
+from .formats import to_float32
+from .order import Order, Window
+from .store import ActivationStore, ChunkTable
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What is read: a split of a store, the arrays by name, its chunks, and how long runs stay together."""
+
+    store: ActivationStore
+    split: str
+    names: tuple[str, ...]
+    table: ChunkTable
+    run_length: int
+
+    def read(self, piece: tuple[int, int, int], buffers: Mapping[str, np.ndarray], at: int) -> None:
+        """Read a piece of a chunk into place."""
+        chunk, start, rows = piece
+        writer, number = int(self.table.writer[chunk]), int(self.table.chunk[chunk])
+        for name in self.names:
+            self.store.reader(writer, self.split, name).read(number, start, buffers[name][at : at + rows])
+
+    def buffers(self, rows: int) -> dict[str, np.ndarray]:
+        """Return empty buffers for so many rows, in the format on disk."""
+        specs = self.store.description.arrays()
+        return {name: np.empty((rows, *specs[name].row_shape), specs[name].dtype) for name in self.names}
+
+
+class Recycler:
+    """Gives out arrays again once nothing uses their memory, which spares the making of new pages.
+
+    A tensor made from an array holds a reference to it for as long as any view or graph needs the memory, so
+    the count of references tells. Beyond `kept` arrays of one name, new ones are made and not kept.
+    """
+
+    def __init__(self, kept: int) -> None:
+        self._kept = kept
+        self._arrays: dict[str, list[np.ndarray]] = {}
+
+    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Return an array with any content; all of one name have the same shape."""
+        arrays = self._arrays.setdefault(name, [])
+        for i in range(len(arrays)):
+            if _references(arrays, i) <= _UNUSED:
+                return arrays[i]
+        fresh = np.empty(shape, dtype)
+        if len(arrays) < self._kept:
+            arrays.append(fresh)
+        return fresh
+
+
+def _references(items: Sequence[object], i: int) -> int:
+    return sys.getrefcount(items[i])
+
+
+_UNUSED = _references([object()], 0)
+
+
+@dataclass
+class _Slot:
+    """A window's buffers, which window is in them or on its way, and the order of serving its rows."""
+
+    buffers: dict[str, np.ndarray]
+    window: Window | None = None
+    reading: tuple[Future[None], ...] = ()
+    order: Int64[np.ndarray, " rows"] | None = None
+
+
+class Lane:
+    """Serves the rows of one lane, window by window.
+
+    Parameters
+    ----------
+    selection
+        What is read.
+    order
+        In which order.
+    pool
+        Threads that read.
+    """
+
+    def __init__(self, selection: Selection, order: Order, pool: ThreadPoolExecutor) -> None:
+        self._selection, self._order, self._pool = selection, order, pool
+        longest = int(np.sort(selection.table.rows)[-order.window_chunks :].sum())
+        self._slots = [_Slot(selection.buffers(longest)) for _ in range(1 if order.whole else 2)]
+
+    def take(
+        self, epoch: int, lane: int, start: int, stop: int, *, out: Mapping[str, Tensor], at: int
+    ) -> int:
+        """Copy rows `start` .. `stop` of the lane's epoch into `out` from row `at`; return the next row."""
+        dtype = self._selection.store.description.dtype
+        while start < stop:
+            slot = self._slots[0]
+            window = slot.window
+            if window is None or not window.holds(epoch, start):
+                window = self._order.window(epoch, lane, start)
+                slot = self._load(window)
+            assert slot.order is not None
+            end = min(stop, window.first + window.rows)
+            chosen = slot.order[start - window.first : end - window.first]
+            for name, target in out.items():
+                _gather(slot.buffers[name], chosen, target[at : at + len(chosen)], dtype)
+            start, at = end, at + len(chosen)
+        return at
+
+    def _load(self, window: Window) -> _Slot:
+        """Read a window that the first slot does not hold, begin to read the next one, return its slot."""
+        slot = self._slots[0]
+        if self._order.whole and slot.window is not None:
+            slot.window, slot.order = window, self._permute(slot, window)
+            return slot
+        self._slots.reverse()
+        slot, spare = self._slots[0], self._slots[-1]
+        if slot.window != window:
+            self._begin(slot, window)
+        for future in slot.reading:
+            future.result()
+        slot.order = self._permute(slot, window)
+        ahead = None if self._order.whole else self._order.after(window)
+        if ahead is not None:
+            self._begin(spare, ahead)
+        return slot
+
+    def _begin(self, slot: _Slot, window: Window) -> None:
+        wait(slot.reading)
+        reading, at = [], 0
+        for piece in window.pieces:
+            reading.append(self._pool.submit(self._selection.read, piece, slot.buffers, at))
+            at += piece[2]
+        slot.window, slot.reading, slot.order = window, tuple(reading), None
+
+    def _permute(self, slot: _Slot, window: Window) -> Int64[np.ndarray, " rows"]:
+        rng = self._order.generator(window.epoch, window.lane, window.number)
+        if self._selection.run_length == 1:
+            return rng.permutation(window.rows)
+        entity, position = (slot.buffers[name][: window.rows] for name in ("entity", "position"))
+        return shuffled_runs(rng, run_starts(entity, position, self._selection.run_length), window.rows)
+
+
+def _gather(source: np.ndarray, rows: Int64[np.ndarray, " n"], out: Tensor, dtype: str) -> None:
+    """Copy rows into a tensor, activations as float32."""
+    target = out.numpy()
+    if target.dtype == source.dtype:
+        np.take(source, rows, axis=0, out=target, mode="clip")
+    else:
+        to_float32(np.take(source, rows, axis=0, mode="clip"), dtype, target)

@@ -1,0 +1,190 @@
+"""Any table becomes the canonical panel, or one message says why not."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.feather
+import pyarrow.parquet as pq
+import pytest
+
+from activations_cache.panel import Panel, PanelConfig, prepare
+from activations_cache.splits import SPLITS, SplitConfig, assign_splits, hash_uniform
+from sae.errors import PanelError
+
+
+def raw_table(n=60, length=4, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = np.repeat([f"E{i:03d}" for i in range(n)], length)
+    t = np.tile(np.arange(length), n)
+    y = np.repeat(rng.integers(0, 2, n), length)
+    bal = rng.normal(size=n * length)
+    return {"who": ids, "when": t, "bal": bal, "lim": np.full(n * length, 10.0), "y": y, "sex": np.repeat(rng.integers(0, 2, n), length)}
+
+
+def config(path, **changes):
+    base = {
+        "path": str(path),
+        "entity": "who",
+        "time": "when",
+        "columns": {"util": "bal / lim", "bal": "bal"},
+        "audit": {"sex": "sex"},
+        "outcome": "y",
+    }
+    return PanelConfig(**{**base, **changes})
+
+
+def write(tmp_path, table, name="raw.parquet"):
+    path = tmp_path / name
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+def prepared(tmp_path, table, **changes):
+    out = tmp_path / "panel"
+    out.mkdir(exist_ok=True)
+    profile = prepare(config(write(tmp_path, table), **changes), out)
+    return Panel.open(out), profile
+
+
+def test_columns_are_expressions_and_audit_columns_stay_out_of_the_model(tmp_path):
+    table = raw_table()
+    panel, profile = prepared(tmp_path, table)
+    assert panel.columns == ["util", "bal"]
+    np.testing.assert_allclose(panel.values[:, 0], (table["bal"] / 10).astype(np.float32))
+    assert "audit_sex" in pq.read_schema(tmp_path / "panel" / "panel.parquet").names
+    assert profile["rows"] == 240
+    assert profile["entities"] == 60
+    assert sum(s["entities"] for s in profile["splits"].values()) == 60
+
+
+@pytest.mark.parametrize("kind", ["csv", "arrow", "two files"])
+def test_every_format_gives_the_same_panel(tmp_path, kind):
+    table = raw_table()
+    expected, _ = prepared(tmp_path, table)
+    arrow = pa.table(table)
+    if kind == "csv":
+        path = str(tmp_path / "raw.csv")
+        pyarrow.csv.write_csv(arrow, path)
+    elif kind == "arrow":
+        path = str(tmp_path / "raw.arrow")
+        pyarrow.feather.write_feather(arrow, path, compression="uncompressed")
+    else:
+        (tmp_path / "parts").mkdir()
+        pq.write_table(arrow.slice(100), tmp_path / "parts" / "a.parquet")
+        pq.write_table(arrow.slice(0, 100), tmp_path / "parts" / "b.parquet")
+        path = str(tmp_path / "parts" / "*.parquet")
+    out = tmp_path / "again"
+    out.mkdir()
+    prepare(config(path), out)
+    found = Panel.open(out)
+    np.testing.assert_allclose(found.values, expected.values)
+    np.testing.assert_array_equal(found.entity, expected.entity)
+    np.testing.assert_array_equal(found.split, expected.split)
+
+
+def test_order_of_rows_does_not_matter(tmp_path):
+    table = raw_table()
+    expected, _ = prepared(tmp_path, table)
+    order = np.random.default_rng(1).permutation(len(table["bal"]))
+    found, _ = prepared(tmp_path, {k: v[order] for k, v in table.items()})
+    np.testing.assert_array_equal(found.values, expected.values)
+
+
+@pytest.mark.parametrize(
+    ("values", "first"),
+    [
+        (["2005-04", "2005-05", "2005-07", "2006-01"], 2005 * 12 + 3),
+        (["2005-04-30", "2005-05-31", "2005-07-31", "2006-01-31"], 2005 * 12 + 3),
+    ],
+)
+def test_months_as_text_become_periods_and_gaps_stay_gaps(tmp_path, values, first):
+    table = raw_table()
+    table["when"] = np.tile(values, 60)
+    panel, profile = prepared(tmp_path, table)
+    assert panel.time[:4].tolist() == [first, first + 1, first + 3, first + 9]
+    assert profile["gaps"] == 120
+
+
+def test_days_are_told_apart_where_the_period_is_a_day(tmp_path):
+    table = raw_table()
+    table["when"] = np.tile(np.array(["1970-01-02", "1970-01-03", "1970-01-05", "1971-01-01"], dtype="datetime64[D]"), 60)
+    panel, _ = prepared(tmp_path, table, period="day")
+    assert panel.time[:4].tolist() == [1, 2, 4, 365]
+
+
+def broken(key, value, row=5):
+    def change(table):
+        column = table[key].astype(object) if value is None else table[key].copy()
+        column[row] = value
+        return {**table, key: column.tolist() if value is None else column}
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "changes", "words"),
+    [
+        (broken("when", 0), {}, ["more than once", "E001", "2 rows"]),
+        (broken("when", None), {}, ["null or cannot be read", "E001"]),
+        (lambda t: {**t, "when": np.tile(["a", "b", "c", "d"], 60)}, {}, ["cannot be read", "E000, a"]),
+        (broken("bal", np.inf), {}, ["infinite", "E001"]),
+        (broken("y", 7), {}, ["other than 0, 1", "7"]),
+        (broken("y", 1 - int(raw_table()["y"][5])), {}, ["not constant", "E001"]),
+        (lambda t: t, {"columns": {"x": "nope + 1", "z": "bal"}}, ["nope", "who, when"]),
+        (lambda t: t, {"entity": "whom"}, ["whom"]),
+        (lambda t: t, {"columns": {"x": "who"}}, ["x = "]),
+        (lambda t: t, {"outcome": "(select 1)"}, ["outcome"]),
+    ],
+)
+def test_what_cannot_be_trusted_is_one_message_with_the_offending_values(tmp_path, change, changes, words):
+    with pytest.raises(PanelError) as caught:
+        prepared(tmp_path, change(raw_table()), **changes)
+    for word in words:
+        assert word in str(caught.value)
+    assert not (tmp_path / "panel" / "panel.parquet").exists()
+
+
+def test_too_few_entities_for_three_splits_is_said(tmp_path):
+    with pytest.raises(PanelError, match="no entity falls into"):
+        prepared(tmp_path, raw_table(n=2))
+
+
+def test_missing_values_stay_missing(tmp_path):
+    table = raw_table()
+    table["bal"][3] = np.nan
+    panel, profile = prepared(tmp_path, table)
+    assert np.isnan(panel.values[3]).all()
+    assert profile["column_profile"]["bal"]["missing"] == pytest.approx(1 / 240)
+
+
+def test_a_time_cut_takes_the_latest_rows_of_every_entity(tmp_path):
+    panel, _ = prepared(tmp_path, raw_table(), split=SplitConfig(out_of_time=3))
+    assert (panel.split == SPLITS.index("out_of_time")).sum() == 60
+    assert (panel.time[panel.split == SPLITS.index("out_of_time")] == 3).all()
+    np.testing.assert_array_equal(panel.history_end(), panel.offsets[1:] - 1)
+
+
+def test_the_split_is_a_function_of_the_entity_alone():
+    names = [f"{i}" for i in range(5000)]
+    split, inner = assign_splits(SplitConfig(), names)
+    again, _ = assign_splits(SplitConfig(), names[::-1])
+    np.testing.assert_array_equal(split, again[::-1])
+    assert np.bincount(split) / 5000 == pytest.approx([0.6, 0.2, 0.2], abs=0.02)
+    assert inner[split != 0].sum() == 0
+    assert inner.sum() / (split == 0).sum() == pytest.approx(0.1, abs=0.02)
+
+
+def test_purposes_are_independent():
+    names = [f"{i}" for i in range(4000)]
+    u, v = (hash_uniform(0, p, names) for p in ("split", "rank"))
+    assert abs(np.corrcoef(u, v)[0, 1]) < 0.05
+    assert ((u >= 0) & (u < 1)).all()
+    assert hash_uniform(0, "split", ["7"]) != hash_uniform(1, "split", ["7"])
+
+
+def test_a_known_hash_so_that_splits_never_move():
+    # blake2b-64 of b"0|split|17", little endian, its upper 53 bits
+    import hashlib
+
+    digest = hashlib.blake2b(b"0|split|17", digest_size=8).digest()
+    assert hash_uniform(0, "split", ["17"])[0] == (int.from_bytes(digest, "little") >> 11) / 2**53
