@@ -1,0 +1,155 @@
+"""The codes of one split, by feature: all that the statistics of a dictionary need, gathered once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+
+from activations_cache.store import ActivationStore
+from sae.base import SAE
+
+N_LEVELS = 64
+"""Thresholds tried per feature: quantiles of its positive values."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Who and when: the rows of one split, sorted by entity, then time.
+
+    Attributes
+    ----------
+    entity, time, position
+        int64 `[rows]`.
+    member
+        int64 `[rows]`: the entity's index within this split, 0 .. n_entities - 1.
+    codes
+        int64 `[n_entities]`: the entity code of each member.
+    """
+
+    split: str
+    entity: Int[np.ndarray, " rows"]
+    time: Int[np.ndarray, " rows"]
+    position: Int[np.ndarray, " rows"]
+    member: Int[np.ndarray, " rows"]
+    codes: Int[np.ndarray, " n_entities"]
+
+    def __len__(self) -> int:
+        return len(self.entity)
+
+    @property
+    def n_entities(self) -> int:
+        """Entities with a row in this split."""
+        return len(self.codes)
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Positive activations of every feature on one split's rows.
+
+    Attributes
+    ----------
+    rows
+        Who and when.
+    starts
+        int64 `[d_sae + 1]`: feature j holds entries starts[j]:starts[j + 1].
+    row, value
+        `[nnz]`: row index and activation, each feature's largest first (ties by row).
+    """
+
+    rows: Rows
+    starts: Int[np.ndarray, " bounds"]
+    row: Int[np.ndarray, " nnz"]
+    value: Float[np.ndarray, " nnz"]
+
+    @property
+    def d_sae(self) -> int:
+        """Number of features."""
+        return len(self.starts) - 1
+
+    @property
+    def count(self) -> Int[np.ndarray, " d_sae"]:
+        """Rows on which each feature fires."""
+        return np.diff(self.starts)
+
+    @property
+    def feature(self) -> Int[np.ndarray, " nnz"]:
+        """The feature of each entry."""
+        return np.repeat(np.arange(self.d_sae), self.count)
+
+    def of(self, feature: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
+        """Return the rows and values of one feature, largest first."""
+        part = slice(self.starts[feature], self.starts[feature + 1])
+        return self.row[part], self.value[part]
+
+    def thresholds(self) -> Float[np.ndarray, "d_sae levels"]:
+        """Return each feature's candidate thresholds: 0, then quantiles 1/64 .. 63/64 of its positive values."""
+        out = np.zeros((self.d_sae, N_LEVELS), dtype=np.float32)
+        shares = np.arange(1, N_LEVELS) / N_LEVELS
+        for j in np.flatnonzero(self.count):
+            # values fall, so quantile q sits at (1 - q) of the way; no interpolation: thresholds are seen values
+            values = self.of(int(j))[1]
+            out[j, 1:] = values[((1 - shares) * (len(values) - 1)).astype(np.int64)]
+        return out
+
+    def levels(self, thresholds: Float[np.ndarray, "d_sae levels"]) -> Int[np.ndarray, " nnz"]:
+        """Return, per entry, the highest level whose threshold the value exceeds strictly."""
+        out = np.empty(len(self.value), dtype=np.int64)
+        for j in np.flatnonzero(self.count):
+            part = slice(self.starts[j], self.starts[j + 1])
+            out[part] = np.searchsorted(thresholds[j], self.value[part], side="left") - 1
+        return out
+
+
+def rows_of(split: str, entity: np.ndarray, time: np.ndarray, position: np.ndarray) -> tuple[Rows, np.ndarray]:
+    """Return the rows sorted by entity and time, and where each given row went."""
+    order = np.lexsort((time, entity))
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    codes, member = np.unique(entity[order], return_inverse=True)
+    return Rows(split, entity[order], time[order], position[order], member, codes), place
+
+
+def gather(
+    store: ActivationStore,
+    sae: SAE,
+    hook: str,
+    split: str,
+    *,
+    report: Callable[[int], None] = lambda _: None,
+) -> Evidence:
+    """Encode every row of a split and return its codes by feature.
+
+    Parameters
+    ----------
+    report
+        Called with the number of rows done.
+    """
+    entity, time, position, counts, features, values = [], [], [], [], [], []
+    done = 0
+    with torch.inference_mode():
+        for part in store.rows(hook, split):
+            codes = sae.encode(torch.from_numpy(part.acts))
+            entity.append(part.entity)
+            time.append(part.time)
+            position.append(part.position)
+            counts.append(codes.offsets.diff().cpu().numpy())
+            features.append(codes.features.to(torch.int32).cpu().numpy())
+            values.append(codes.values.float().cpu().numpy())
+            done += len(part.entity)
+            report(done)
+    rows, place = rows_of(split, np.concatenate(entity), np.concatenate(time), np.concatenate(position))
+    row = np.repeat(place, np.concatenate(counts))
+    return by_feature(rows, sae.d_sae, row, np.concatenate(features), np.concatenate(values))
+
+
+def by_feature(rows: Rows, d_sae: int, row: np.ndarray, feature: np.ndarray, value: np.ndarray) -> Evidence:
+    """Group (row, feature, value) entries by feature, largest value first; values that are not positive are left out."""
+    keep = value > 0
+    row, feature, value = row[keep], feature[keep], value[keep]
+    order = np.lexsort((row, -value, feature))
+    starts = np.concatenate([[0], np.cumsum(np.bincount(feature, minlength=d_sae))])
+    return Evidence(rows, starts, row[order].astype(np.int64), value[order].astype(np.float32))

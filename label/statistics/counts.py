@@ -1,0 +1,189 @@
+"""Screening: how every feature goes with every bin of a concept, from one pass over the codes.
+
+For each feature the pass counts, per threshold level and bin, the rows that exceed the threshold; F1, average
+precision at the 64 levels and the exact AUROC of any range of bins follow from these counts and rank sums, for a range's
+are the sums of its bins'.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from label.evidence import N_LEVELS, Evidence
+
+MAX_PREVALENCE = 0.95
+"""A target that holds more often than this describes nothing."""
+
+
+@dataclass(frozen=True)
+class Levels:
+    """A dictionary's evidence on `discover` with its entries placed on threshold levels, ready for counting."""
+
+    evidence: Evidence
+    thresholds: Float[np.ndarray, "d_sae levels"]
+    level: Int[np.ndarray, " nnz"]
+    feature: Int[np.ndarray, " nnz"]
+    tie_start: Int[np.ndarray, " groups"]
+    """First entry of every group of equal values of one feature."""
+
+    @staticmethod
+    def of(evidence: Evidence) -> Levels:
+        """Place every entry on its level."""
+        thresholds = evidence.thresholds()
+        feature = evidence.feature
+        new = np.ones(len(feature), dtype=bool)
+        new[1:] = (np.diff(feature) != 0) | (np.diff(evidence.value) != 0)
+        return Levels(evidence, thresholds, evidence.levels(thresholds), feature, np.flatnonzero(new))
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Counts of one concept against every feature.
+
+    Attributes
+    ----------
+    above
+        `[d_sae, levels, bins + 1]`: rows above the level's threshold, summed over bins from the first, so that a range
+        of bins is the difference of two entries.
+    rank_sum
+        `[d_sae, bins + 1]`: mid-ranks of the rows in the bins, summed likewise.
+    total
+        `[bins + 1]`: rows in the bins, summed likewise; the last entry is the number of rows where the concept
+        applies.
+    """
+
+    above: Float[np.ndarray, "d_sae levels sums"]
+    rank_sum: Float[np.ndarray, "d_sae sums"]
+    total: Int[np.ndarray, " sums"]
+
+
+class Fit(NamedTuple):
+    """Every feature's best range of bins of one concept, on `discover`; all arrays are `[d_sae]`."""
+
+    low: Int[np.ndarray, " d_sae"]
+    high: Int[np.ndarray, " d_sae"]
+    skill: Float[np.ndarray, " d_sae"]
+    f1: Float[np.ndarray, " d_sae"]
+    level: Int[np.ndarray, " d_sae"]
+    """The threshold level of the best F1."""
+    auroc: Float[np.ndarray, " d_sae"]
+
+
+def count(levels: Levels, codes: Int[np.ndarray, " rows"], n_bins: int) -> Counts:
+    """Count one concept against all features of a dictionary.
+
+    Parameters
+    ----------
+    codes
+        The concept's bin on every row of the evidence, -1 where it does not apply; such rows are left out of all
+        measures, ranks included.
+    """
+    evidence = levels.evidence
+    bins = codes[evidence.row].astype(np.int64)
+    known = bins >= 0
+    d = evidence.d_sae
+    key = (levels.feature * N_LEVELS + levels.level) * n_bins + bins
+    flat = np.bincount(key[known], minlength=d * N_LEVELS * n_bins).reshape(d, N_LEVELS, n_bins)
+    above = np.zeros((d, N_LEVELS, n_bins + 1), dtype=np.float32)
+    above[:, :, 1:] = flat[:, ::-1].cumsum(1)[:, ::-1].cumsum(2)
+    total = np.concatenate([[0], np.cumsum(np.bincount(codes[codes >= 0], minlength=n_bins))])
+    ranks, zero_rank = _mid_ranks(levels, known, int(total[-1]))
+    key = levels.feature * n_bins + bins
+    sums = np.bincount(key[known], weights=ranks[known], minlength=d * n_bins).reshape(d, n_bins)
+    silent = np.diff(total)[None, :] - np.diff(above[:, 0], axis=1)
+    sums += silent * zero_rank[:, None]
+    return Counts(above, np.concatenate([np.zeros((d, 1)), np.cumsum(sums, axis=1)], axis=1), total)
+
+
+def _mid_ranks(levels: Levels, known: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return every entry's ascending mid-rank among the rows where the concept applies, and that of the zeros."""
+    starts = levels.evidence.starts
+    cumulative = np.concatenate([[0], np.cumsum(known)])
+    firing = cumulative[starts[1:]] - cumulative[starts[:-1]]
+    silent = n - firing
+    bounds = np.append(levels.tie_start, len(known))
+    first, last = cumulative[bounds[:-1]], cumulative[bounds[1:]]
+    # counted from the top within the feature: a group spans places first+1 .. last, so its mean place is as below
+    feature = levels.feature[levels.tie_start]
+    from_top = (first + 1 + last) / 2 - cumulative[starts[feature]]
+    rank = n + 1 - from_top
+    return np.repeat(rank, np.diff(bounds)), (silent + 1) / 2
+
+
+def average_precision(
+    tp: Float[np.ndarray, "n levels"], fired: Float[np.ndarray, "n levels"], positives: np.ndarray, n: int
+) -> Float[np.ndarray, " n"]:
+    """Return AP = sum over thresholds of (recall step) x precision, from counts at rising thresholds.
+
+    The rows below every threshold form one last group, whose precision is the prevalence.
+    """
+    falling_tp, falling_fired = tp[:, ::-1], fired[:, ::-1]
+    steps = np.diff(falling_tp, axis=1, prepend=0)
+    precision = falling_tp / np.maximum(falling_fired, 1)
+    positives = np.maximum(positives, 1)
+    found = (steps * precision).sum(1) / positives
+    return found + (1 - falling_tp[:, -1] / positives) * positives / max(n, 1)
+
+
+def skill_of(ap: np.ndarray, prevalence: np.ndarray) -> np.ndarray:
+    """Return (AP - p) / (1 - p): 0 = no better than chance, 1 = perfect, comparable across prevalences."""
+    usable = (prevalence > 0) & (prevalence <= MAX_PREVALENCE)
+    return np.where(usable, (ap - prevalence) / np.maximum(1 - prevalence, 1e-12), -np.inf)
+
+
+def fit_ranges(counts: Counts, *, numeric: bool) -> Fit:
+    """Return every feature's best range of bins.
+
+    A yes-or-no concept's range is bin 1. For a numeric one it starts at the bin of highest skill and takes in
+    whichever neighbour raises the skill more, as long as one does.
+    """
+    d, _, sums = counts.above.shape
+    n_bins = sums - 1
+    if not numeric:
+        low = np.ones(d, dtype=np.int64)
+        return _measure(counts, low, low)
+    single = np.stack([_skill(counts, np.full(d, b), np.full(d, b)) for b in range(n_bins)], axis=1)
+    low = single.argmax(1)
+    high = low.copy()
+    best = single.max(1)
+    for _ in range(n_bins - 1):
+        left, right = np.maximum(low - 1, 0), np.minimum(high + 1, n_bins - 1)
+        skill_left = np.where(low > 0, _skill(counts, left, high), -np.inf)
+        skill_right = np.where(high < n_bins - 1, _skill(counts, low, right), -np.inf)
+        go_left = (skill_left > best) & (skill_left >= skill_right)
+        go_right = (skill_right > best) & ~go_left
+        if not (go_left | go_right).any():
+            break
+        low = np.where(go_left, left, low)
+        high = np.where(go_right, right, high)
+        best = np.where(go_left, skill_left, np.where(go_right, skill_right, best))
+    return _measure(counts, low, high)
+
+
+def _range(counts: Counts, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return true positives `[d, levels]`, fired `[d, levels]` and positives `[d]` of each feature's range."""
+    upper = np.take_along_axis(counts.above, (high + 1)[:, None, None], axis=2)[:, :, 0]
+    lower = np.take_along_axis(counts.above, low[:, None, None], axis=2)[:, :, 0]
+    return upper - lower, counts.above[:, :, -1], counts.total[high + 1] - counts.total[low]
+
+
+def _skill(counts: Counts, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    tp, fired, positives = _range(counts, low, high)
+    n = int(counts.total[-1])
+    return skill_of(average_precision(tp, fired, positives, n), positives / max(n, 1))
+
+
+def _measure(counts: Counts, low: np.ndarray, high: np.ndarray) -> Fit:
+    tp, fired, positives = _range(counts, low, high)
+    n = int(counts.total[-1])
+    f1 = 2 * tp / np.maximum(fired + positives[:, None], 1)
+    level = f1.argmax(1)
+    d = np.arange(len(low))
+    rank_sum = counts.rank_sum[d, high + 1] - counts.rank_sum[d, low]
+    negatives = n - positives
+    area = (rank_sum - positives * (positives + 1) / 2) / np.maximum(positives * negatives, 1)
+    return Fit(low, high, _skill(counts, low, high), f1[d, level], level, area)

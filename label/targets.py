@@ -1,0 +1,209 @@
+"""What features are compared with: concepts, and the nuisances and controls that must not explain them, as small codes.
+
+Every concept becomes one int8 per row: -1 where it does not apply, 0 / 1 for a yes-or-no concept, the bin for a numeric
+one. A target is a concept with a range of bins, so a yes-or-no concept's target is bin 1 and a numeric one's an interval.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from activations_cache.splits import hash_uniform
+
+from .evidence import Rows
+
+Family = Literal["concept", "clock", "hash", "persistent", "permuted"]
+CONTROLS: tuple[Family, ...] = ("hash", "persistent", "permuted")
+_QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+_HASH_RATES = (0.5, 0.2, 0.05, 0.01)
+_SMALL_STRATUM = 30
+
+
+class Target(NamedTuple):
+    """A concept and a range of its bins, both ends included."""
+
+    concept: str
+    low: int
+    high: int
+
+
+@dataclass(frozen=True)
+class Coded:
+    """One concept as small codes on the rows of each split.
+
+    Attributes
+    ----------
+    id
+        The concept's id; controls carry a prefix.
+    family
+        What it is for.
+    edges
+        Bin b of a numeric concept holds edges[b] <= value < edges[b + 1]; None for a yes-or-no concept.
+    codes
+        Split -> int8 `[rows]`, -1 = does not apply.
+    """
+
+    id: str
+    family: Family
+    edges: Float[np.ndarray, " bounds"] | None
+    codes: Mapping[str, Int[np.ndarray, " rows"]]
+
+    @property
+    def n_bins(self) -> int:
+        """Number of bins; 2 for a yes-or-no concept."""
+        return 2 if self.edges is None else len(self.edges) - 1
+
+    def truth(self, split: str, target: Target) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+        """Return where the target holds and where it applies."""
+        codes = self.codes[split]
+        return (codes >= target.low) & (codes <= target.high), codes >= 0
+
+    def bounds(self, target: Target) -> tuple[float | None, float | None]:
+        """Return the interval of values that a target means; None = open on that side or not numeric."""
+        if self.edges is None:
+            return None, None
+        low = None if target.low == 0 else float(self.edges[target.low])
+        high = None if target.high == self.n_bins - 1 else float(self.edges[target.high + 1])
+        return low, high
+
+
+def code_concept(
+    id_: str, family: Family, values: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray], *, numeric: bool
+) -> Coded:
+    """Code a concept from its values per split; the bins of a numeric one come from `discover` alone."""
+    if not numeric:
+        codes = {s: np.where(known[s], v.astype(bool), -1).astype(np.int8) for s, v in values.items()}
+        return Coded(id_, family, None, codes)
+    edges = _edges(values["discover"][known["discover"]].astype(np.float64))
+    codes = {}
+    for split, v in values.items():
+        # the outer bins are open: values beyond those of discover belong to them
+        bins = np.searchsorted(edges[1:-1], np.where(known[split], v, 0.0), side="right")
+        codes[split] = np.where(known[split], bins, -1).astype(np.int8)
+    return Coded(id_, family, edges, codes)
+
+
+def clocks(rows: Mapping[str, Rows]) -> list[Coded]:
+    """Return position and calendar time as nuisances."""
+    everywhere = {s: np.ones(len(r), dtype=bool) for s, r in rows.items()}
+    return [
+        code_concept("clock_position", "clock", {s: r.position for s, r in rows.items()}, everywhere, numeric=True),
+        code_concept("clock_time", "clock", {s: r.time for s, r in rows.items()}, everywhere, numeric=True),
+    ]
+
+
+def hash_controls(rows: Mapping[str, Rows], names: Sequence[str], *, seed: int) -> list[Coded]:
+    """Return bits that are constant per entity and mean nothing, at several rates.
+
+    Parameters
+    ----------
+    names
+        The canonical text of every entity code.
+    """
+    out = []
+    for i, rate in enumerate(_HASH_RATES * 2):
+        u = hash_uniform(seed, "control", [f"{i}|{name}" for name in names])
+        codes = {s: (u[r.entity] < rate).astype(np.int8) for s, r in rows.items()}
+        out.append(Coded(f"hash_{i}", "hash", None, codes))
+    return out
+
+
+def persistent_controls(rows: Mapping[str, Rows], concepts: Sequence[Coded], *, seed: int) -> list[Coded]:
+    """Return, per concept, a random chain along each entity with the concept's prevalence and persistence.
+
+    A numeric concept lends those of its top tenth.
+    """
+    out = []
+    for index, concept in enumerate(concepts):
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 1, index])))
+        on, known = _binary(concept, "discover")
+        prevalence, stay = _persistence(rows["discover"], on, known)
+        codes = {s: _chain(r, prevalence, stay, rng).astype(np.int8) for s, r in rows.items()}
+        out.append(Coded(f"persistent_{concept.id}", "persistent", None, codes))
+    return out
+
+
+def permuted_controls(rows: Mapping[str, Rows], concepts: Sequence[Coded], *, seed: int) -> list[Coded]:
+    """Return every concept with whole trajectories given to other entities, aligned by calendar time."""
+    sources = {
+        s: permute_trajectories(r, np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 2, i]))))
+        for i, (s, r) in enumerate(rows.items())
+    }
+    return [
+        Coded(
+            f"permuted_{c.id}",
+            "permuted",
+            c.edges,
+            {s: np.where(sources[s] >= 0, c.codes[s][sources[s]], -1).astype(np.int8) for s in rows},
+        )
+        for c in concepts
+    ]
+
+
+def permute_trajectories(rows: Rows, rng: np.random.Generator) -> Int[np.ndarray, " rows"]:
+    """Return, for every row, the row of another entity at the same time, or -1 where that entity has none.
+
+    Each entity takes the whole trajectory of one other, drawn among those that enter in the same period (all
+    entities of small vintages are drawn among one another), so dependence along time and on the calendar survives.
+    """
+    first = np.searchsorted(rows.member, np.arange(rows.n_entities))
+    entry = rows.time[first]
+    values, stratum, size = np.unique(entry, return_inverse=True, return_counts=True)
+    stratum = np.where(size[stratum] < _SMALL_STRATUM, -1, stratum)
+    donor = np.empty(rows.n_entities, dtype=np.int64)
+    for s in np.unique(stratum):
+        members = np.flatnonzero(stratum == s)
+        donor[members] = rng.permutation(members)
+    origin, span = rows.time.min(), rows.time.max() - rows.time.min() + 1
+    keys = rows.member * span + (rows.time - origin)
+    wanted = donor[rows.member] * span + (rows.time - origin)
+    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
+    return np.where(keys[at] == wanted, at, -1)
+
+
+def _edges(values: np.ndarray) -> np.ndarray:
+    """Return bin edges: every distinct value where they are few, else quantiles with both tails resolved."""
+    distinct = np.unique(values)
+    if len(distinct) <= 1:
+        return np.array([-np.inf, np.inf])
+    if len(distinct) <= len(_QUANTILES) + 1:
+        inner = distinct[1:]
+    else:
+        inner = np.unique(np.quantile(values, _QUANTILES))
+        inner = inner[inner > distinct[0]]
+        if distinct[0] == np.quantile(values, _QUANTILES[0]):
+            # a spike at the smallest value gets a bin of its own
+            inner = np.unique(np.concatenate([[distinct[1]], inner]))
+    return np.concatenate([[-np.inf], inner, [np.inf]])
+
+
+def _binary(concept: Coded, split: str) -> tuple[np.ndarray, np.ndarray]:
+    codes = concept.codes[split]
+    if concept.edges is None:
+        return codes == 1, codes >= 0
+    known = codes >= 0
+    share = np.cumsum(np.bincount(codes[known], minlength=concept.n_bins)[::-1])[::-1] / max(known.sum(), 1)
+    return codes >= int(np.argmin(np.abs(share - 0.1))), known
+
+
+def _persistence(rows: Rows, on: np.ndarray, known: np.ndarray) -> tuple[float, float]:
+    """Return the prevalence, and the correlation between adjacent known rows of an entity."""
+    prevalence = float(on[known].mean()) if known.any() else 0.0
+    pair = (np.diff(rows.member) == 0) & known[1:] & known[:-1]
+    a, b = on[:-1][pair].astype(float), on[1:][pair].astype(float)
+    if len(a) < 2 or a.std() == 0 or b.std() == 0:
+        return prevalence, 0.0
+    return prevalence, float(np.clip(np.corrcoef(a, b)[0, 1], 0.0, 0.99))
+
+
+def _chain(rows: Rows, prevalence: float, stay: float, rng: np.random.Generator) -> np.ndarray:
+    """Draw along each entity: keep the last value with probability `stay`, else draw anew at the prevalence."""
+    fresh = rng.random(len(rows)) < prevalence
+    renew = rng.random(len(rows)) >= stay
+    renew |= np.diff(rows.member, prepend=-1) != 0
+    return fresh[np.maximum.accumulate(np.where(renew, np.arange(len(rows)), 0))]
