@@ -1,0 +1,87 @@
+"""The configuration of a run: one frozen tree of the sections that the rooms define."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, model_validator
+
+import sae.architectures  # noqa: F401 - registers the kinds of dictionaries
+from activations_cache.harvest import HarvestConfig
+from activations_cache.panel import PanelConfig
+from activations_cache.reference.config import ReferenceConfig
+from activations_cache.reference.fit import FitConfig, ModelShape
+from activations_cache.sources.base import SourceConfig
+from activations_cache.sources.panel import PanelSourceConfig
+from activations_cache.sources.synthetic import SyntheticSourceConfig
+from label.config import ConceptsConfig, LabelConfig
+from sae.base import SAEConfig
+from sae.config import Config
+from train.plan import TrainConfig
+
+__all__ = ["RunConfig"]
+
+
+class EvaluateConfig(Config):
+    """Evaluation of the dictionary; it has no settings of its own yet beyond being asked for."""
+
+
+class RunConfig(Config):
+    """Everything a run does; a stage whose section is absent is not run."""
+
+    name: str = Field(min_length=1)
+    """Name of the run, for people."""
+    out: Path
+    """The run folder."""
+    seed: int = Field(default=0, ge=0)
+    """Initialisation, order, generators; never the split."""
+    device: str = "auto"
+    """Where tensors live: auto, cpu, cuda, cuda:1, mps."""
+    reference: ReferenceConfig | None = None
+    """Generate a panel with planted truth first."""
+    panel: PanelConfig | None = None
+    """The panel."""
+    source: SourceConfig = PanelSourceConfig()
+    """What activations are read from."""
+    model: ModelShape | None = None
+    """The model that reads the panel."""
+    fit: FitConfig | None = None
+    """Training of that model."""
+    harvest: HarvestConfig | None = None
+    """Reading activations off the model."""
+    sae: SAEConfig | None = None
+    """The dictionary."""
+    train: TrainConfig | None = None
+    """Training of the dictionary."""
+    twin: bool = True
+    """Whether the untrained twin is harvested and trained too; without it no label can count as learned."""
+    evaluate: EvaluateConfig | None = None
+    """Held-out reconstruction and fidelity."""
+    concepts: ConceptsConfig | None = None
+    """What experts say."""
+    label: LabelConfig | None = None
+    """Labels."""
+
+    @model_validator(mode="after")
+    def _sections_fit(self) -> Self:
+        needs = {
+            "fit": ("panel", "model"),
+            "train": ("sae", "harvest"),
+            "evaluate": ("train",),
+            "label": ("train", "concepts"),
+        }
+        for section, others in needs.items():
+            missing = [name for name in others if getattr(self, section) is not None and getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"section {section} needs {', '.join(missing)}")
+        if self.harvest is not None and isinstance(self.source, PanelSourceConfig) and self.fit is None:
+            raise ValueError("source panel needs the sections panel, model and fit")
+        if self.panel is not None and self.panel.path is None and self.reference is None:
+            raise ValueError("panel.path is missing: give panel.path=FILE, or a `reference` section that generates one")
+        return self
+
+    @property
+    def is_synthetic(self) -> bool:
+        """Whether activations are drawn, not read off a model."""
+        return isinstance(self.source, SyntheticSourceConfig)

@@ -1,0 +1,66 @@
+"""The screen: one line per stage, a bar for long work, messages where the user must act."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import rich.console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+
+class Bar(Protocol):
+    """Shows how far something is."""
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        """Show `done` of `total`, with a line of text."""
+        ...
+
+
+class Console:
+    """Writes to the terminal, or plain lines where there is none."""
+
+    def __init__(self) -> None:
+        self.rich = rich.console.Console(highlight=False)
+
+    def print(self, *what: object) -> None:
+        """Print anything that rich can render."""
+        self.rich.print(*what)
+
+    def note(self, text: str) -> None:
+        """Print a line below the current stage."""
+        self.rich.print(f"    {text}", markup=False)
+
+    def started(self, stage: str, why: str) -> None:
+        """Say that a stage begins."""
+        self.rich.print(f"[bold]{stage}[/] {why}".rstrip())
+
+    def skipped(self, stage: str, seconds: float) -> None:
+        """Say that a stage's output is fresh."""
+        self.rich.print(f"[bold]{stage}[/] [dim]is fresh (took {seconds:.1f} s)[/]")
+
+    def finished(self, stage: str, seconds: float, output: Path) -> None:
+        """Say that a stage is done."""
+        self.rich.print(f"    [green]done[/] in {seconds:.1f} s: [dim]{output}[/]", soft_wrap=True)
+
+    @contextmanager
+    def bar(self, unit: str) -> Iterator[Bar]:
+        """Show a progress bar while the block runs; on a screen that is no terminal, nothing."""
+        columns = (
+            TextColumn("    "),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn(unit),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.description}[/]"),
+        )
+        with Progress(*columns, console=self.rich, transient=True, disable=not self.rich.is_terminal) as progress:
+            task = progress.add_task("", total=None)
+
+            def show(done: int, total: int, text: str = "") -> None:
+                progress.update(task, completed=done, total=total, description=text.splitlines()[0] if text else "")
+
+            yield show

@@ -1,0 +1,243 @@
+"""What a folder holds and whether it is whole; and the table that ends a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from label.decide import REASONS
+from label.tables import read_summary, read_table
+from sae.errors import UserError
+
+from .console import Console
+
+N_SHOWN = 20
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return run.json.
+
+    Raises
+    ------
+    UserError
+        The folder is no run.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise UserError(f"{folder} is no run folder", got="no run.json in it", expected="what `assay run` wrote to out")
+    run: dict[str, Any] = json.loads(path.read_text())
+    return run
+
+
+def inspect(path: Path, console: Console, *, verify: bool = False) -> None:
+    """Print what a run, a store, a dictionary, a labels folder or a bundle holds.
+
+    Raises
+    ------
+    UserError
+        The path is nothing of ours, or damaged.
+    """
+    kinds: list[tuple[str, Callable[[Path, Console, bool], None]]] = [
+        ("run.json", _inspect_run),
+        ("dictionary.json", _inspect_bundle),
+        ("summary.json", lambda p, c, _: show_labels(p, c)),
+        ("zarr.json", _inspect_store),
+        ("weights.safetensors", _inspect_dictionary),
+        ("profile.json", _inspect_panel),
+    ]
+    for file, show in kinds:
+        if (path / file).is_file():
+            show(path, console, verify)
+            return
+    raise UserError(
+        f"cannot tell what {path} is" if path.exists() else f"there is nothing at {path}",
+        expected="a run, a store, a dictionary, a labels folder, a panel or a bundle",
+    )
+
+
+def show_run(folder: Path, console: Console) -> None:
+    """Print what a run found, headline first, and where everything lies."""
+    run = read_run(folder)
+    labels = folder / "labels"
+    if (labels / "summary.json").is_file():
+        show_labels(labels, console)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for name, stage in run["stages"].items():
+        if stage.get("output"):
+            table.add_row(name, f"[dim]{stage.get('seconds', 0):,.1f} s[/]", str(folder / stage["output"]))
+    console.print("\n[bold]Where everything lies[/]")
+    console.print(table)
+    page = folder / "report" / "index.html"
+    after = f"open {page}" if page.is_file() else f"assay inspect {folder}"
+    console.rich.print(f"\nDone: {folder}. Next: {after}; assay export {folder}", soft_wrap=True)
+
+
+def show_labels(labels: Path, console: Console) -> None:
+    """Print the headline, the strongest labels, why the rest has none, and how faithful the dictionary is."""
+    summary = read_summary(labels)
+    console.print(
+        f"\n[bold]{summary['n_learned_and_used']} features are labelled, learned and used[/]; "
+        f"{summary['n_used']} labelled and used; {summary['n_learned']} labelled and learned; "
+        f"{summary['n_labelled']} labelled of {summary['n_features']:,}"
+    )
+    console.print(_strongest(labels))
+    reasons = sorted(summary["reasons"].items(), key=lambda item: -item[1])
+    console.print("\n[bold]Unlabelled[/], by the first reason that applies")
+    for reason, count in reasons:
+        console.print(f"  {count:>6,}  {reason}: {REASONS[reason]}")
+    console.print("\n[bold]Concepts[/] with the best feature, the untrained twin and the best raw column (skill)")
+    console.print(_baselines(summary))
+    _show_checks(summary, console)
+
+
+def _strongest(labels: Path) -> Table:
+    rows = [r for r in read_table(labels, "features").to_pylist() if r["status"] == "labelled"]
+    rows.sort(key=lambda r: (not (r["learned"] and r["used"]), not r["used"], not r["learned"], -r["skill"]))
+    table = Table(title=f"Strongest {min(N_SHOWN, len(rows))} of {len(rows)} labelled features", title_justify="left")
+    for name, justify in (
+        ("feature", "right"),
+        ("fires when", "left"),
+        ("learned", "left"),
+        ("used", "left"),
+        ("skill", "left"),
+        ("twin", "right"),
+        ("raw", "right"),
+        ("F1", "right"),
+        ("prec.", "right"),
+        ("recall", "right"),
+        ("prev.", "right"),
+        ("entities", "right"),
+    ):
+        table.add_column(name, justify=justify, ratio=1 if name == "fires when" else None)  # type: ignore[arg-type]
+    for r in rows[:N_SHOWN]:
+        table.add_row(
+            str(r["feature"]),
+            r["title"],
+            _verdict(r["learned"]),
+            _verdict(r["used"]),
+            f"{r['skill']:.2f} [{r['skill_low']:.2f}, {r['skill_high']:.2f}]".replace("[", "\\["),
+            _number(r["twin_skill"]),
+            _number(r["raw_skill"]),
+            f"{r['f1']:.2f}",
+            f"{r['precision']:.2f}",
+            f"{r['recall']:.2f}",
+            f"{r['prevalence']:.1%}",
+            f"{r['n_entities']:,}",
+        )
+    return table
+
+
+def _baselines(summary: dict[str, Any]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name in ("concept", "feature", "skill", "twin", "raw", "F1", "prevalence"):
+        table.add_column(name, justify="left" if name == "concept" else "right")
+    baselines = summary["baselines"]
+    for concept, best in sorted(summary["concepts"].items(), key=lambda item: -item[1]["skill"])[:N_SHOWN]:
+        table.add_row(
+            concept,
+            str(best["feature"]),
+            f"{best['skill']:.2f}",
+            _number(baselines.get("twin", {}).get(concept)),
+            _number(baselines.get("raw_column", {}).get(concept)),
+            f"{best['f1']:.2f}",
+            f"{best['prevalence']:.1%}",
+        )
+    return table
+
+
+def _show_checks(summary: dict[str, Any], console: Console) -> None:
+    fidelity, check, controls = summary["fidelity"], summary["test_calibration"], summary["controls"]
+    console.print("\n[bold]Checks[/]")
+    console.print(
+        f"  negative controls labelled by the same rule: {', '.join(f'{k} {v}' for k, v in controls.items())}; "
+        f"score test rejects {_number(check['rejected_at_0.05'], 3)} at 0.05 under permutation "
+        f"(inflation {check['inflation']:.2f})"
+    )
+    removal = summary["removal"]
+    if removal is not None:
+        console.print(
+            f"  removing all {summary['n_used']} used features together moves the default logit by "
+            f"{removal['used_together']:.3g}; removing every feature by {removal['all_features']:.3g}"
+        )
+    if fidelity.get("fvu") is not None:
+        console.print(
+            f"  dictionary on unseen entities: FVU {fidelity['fvu']:.3f}, L0 {fidelity['l0']:.1f}, dead {fidelity['dead']:.1%}"
+        )
+    if fidelity.get("auc_model") is not None:
+        console.print(
+            f"  default AUC {fidelity['auc_model']:.4f}; with the reconstruction spliced in "
+            f"{fidelity['auc_spliced']:.4f} (mean |dPD| {fidelity['mean_abs_dpd']:.4f}); gradient boosting on the same "
+            f"columns {_number(fidelity.get('auc_reference'), 4)}"
+        )
+
+
+def _inspect_run(path: Path, console: Console, verify: bool) -> None:
+    run = read_run(path)
+    console.print(f"[bold]{run['name']}[/], versions {', '.join(f'{k} {v}' for k, v in run['versions'].items())}")
+    for name, stage in run["stages"].items():
+        if not stage.get("output"):
+            console.print(f"  [yellow]{name} is unfinished[/]: run the same command again")
+    if verify and (path / "activations.zarr").exists():
+        _inspect_store(path / "activations.zarr", console, verify)
+    show_run(path, console)
+
+
+def _inspect_store(path: Path, console: Console, verify: bool) -> None:
+    from activations_cache.store import ActivationStore
+
+    store = ActivationStore.open(path, allow_incomplete=True)
+    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    console.print(f"[bold]{path}[/]: {'complete' if store.complete else 'incomplete, its harvest has not ended'}")
+    console.print(f"  {store.n_rows:,} rows, {len(store.entity_codes()):,} entities, {size / 1e6:,.1f} MB")
+    console.print("  " + ", ".join(f"{s} {n:,}" for s, n in store.splits.items()))
+    for hook, width in store.hooks.items():
+        line = f"  {hook}: d_in {width}, {store.description.layout.dtype}"
+        if store.complete and store.splits.get("fit"):
+            moments = store.moments(hook, "fit")
+            line += f", root mean variance {moments.scale:.4g}, median norm {moments.norm_quantile(0.5):.4g}"
+        console.print(line)
+    console.rich.print("  provenance " + json.dumps(store.provenance), markup=False, soft_wrap=True)
+    if verify:
+        problems = store.verify()
+        if problems:
+            raise UserError(f"{path} is damaged\n  " + "\n  ".join(problems), do="harvest it again")
+        console.print("  [green]every checksum is right[/]")
+
+
+def _inspect_dictionary(path: Path, console: Console, verify: bool) -> None:
+    from sae.checkpoint import load_sae, read_header
+
+    load_sae(path)
+    console.rich.print_json(json.dumps(read_header(path)))
+    if (path / "evaluation.json").is_file():
+        console.rich.print_json((path / "evaluation.json").read_text())
+
+
+def _inspect_panel(path: Path, console: Console, verify: bool) -> None:
+    from activations_cache.panel import read_profile
+
+    from .pipeline import profile_lines
+
+    for line in profile_lines(read_profile(path)):
+        console.print(line)
+
+
+def _inspect_bundle(path: Path, console: Console, verify: bool) -> None:
+    from label.bundle import verify_bundle
+
+    if verify:
+        verify_bundle(path)
+        console.print("[green]every checksum is right[/]")
+    console.rich.print_json((path / "dictionary.json").read_text())
+
+
+def _verdict(value: bool | None) -> str:
+    return {True: "[green]yes[/]", False: "no", None: "[dim]?[/]"}[value]
+
+
+def _number(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

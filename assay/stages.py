@@ -1,0 +1,216 @@
+"""The stages of a run: what each reads and writes, and the order that follows from it."""
+
+from __future__ import annotations
+
+import platform
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae.world import World
+
+from .config import RunConfig
+from .console import Console
+from .freshness import Inputs, RunRecord, changes, file_hash, fingerprint, run_lock
+
+PACKAGES = ("assay", "torch", "transformers", "numpy", "zarr", "duckdb", "scikit-learn")
+
+
+@dataclass(frozen=True)
+class Context:
+    """What every stage gets: the configuration, the run folder, the processes and the screen."""
+
+    config: RunConfig
+    folder: Path
+    world: World
+    console: Console
+
+    @property
+    def dictionary(self) -> str:
+        """Name of the dictionary's folder: hook-kind-d_sae-k-seed."""
+        sae = self.config.sae
+        assert sae is not None
+        return f"{self.hook}-{sae.kind}-{sae.d_sae}-{sae.k}-{self.config.seed}"
+
+    @property
+    def hook(self) -> str:
+        """The hook that the dictionary is trained on."""
+        from train.trainer import choose_hook
+
+        from activations_cache.store import ActivationStore
+
+        assert self.config.train is not None
+        return choose_hook(self.config.train, ActivationStore.open(self.folder / "activations.zarr").hooks)
+
+    def work(self, stage: str) -> Path:
+        """Return the folder that keeps a stage's state over interruptions."""
+        return self.folder / ".work" / stage
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of a run.
+
+    Attributes
+    ----------
+    name
+        As it is shown and recorded.
+    version
+        Raised when the same inputs would give another output.
+    asked
+        Whether the configuration asks for the stage.
+    reads
+        Sections and values of the configuration that the output depends on.
+    after
+        Stages whose output it reads; those that are not asked for do not count.
+    output
+        What it writes.
+    run
+        Writes the output: into the folder given, which becomes the output when it returns.
+    files
+        Files of the user's that it reads.
+    in_place
+        The output commits and seals itself, so it is written under its own name and continued after an interruption.
+    """
+
+    name: str
+    version: int
+    asked: Callable[[RunConfig], bool]
+    reads: Callable[[RunConfig], dict[str, Any]]
+    after: tuple[str, ...]
+    output: Callable[[Context], Path]
+    run: Callable[[Context, Path], None]
+    files: Callable[[RunConfig], Sequence[Path]] = field(default=lambda _: ())
+    in_place: bool = False
+
+
+class Runner:
+    """Runs stages in order, skips what is fresh, and says why it re-runs what is not."""
+
+    def __init__(self, context: Context, stages: Sequence[Stage]) -> None:
+        self.context = context
+        self.stages = [s for s in stages if s.asked(context.config)]
+        self.record = RunRecord(context.folder)
+
+    def run(self, until: str | None = None) -> None:
+        """Run every stage that is asked for, or those that `until` needs, itself included."""
+        wanted = self._needed(until)
+        with run_lock(self.context.folder):
+            self.record.data |= _provenance(self.context)
+            self.record.write()
+            for stage in self.stages:
+                if stage.name in wanted:
+                    self._one(stage)
+
+    def _needed(self, until: str | None) -> set[str]:
+        names = {s.name: s for s in self.stages}
+        if until is None:
+            return set(names)
+        needed, queue = set(), [until]
+        while queue:
+            name = queue.pop()
+            if name in names and name not in needed:
+                needed.add(name)
+                queue += names[name].after
+        return needed
+
+    def inputs(self, stage: Stage) -> Inputs:
+        """Return everything that a stage's output depends on."""
+        config = self.context.config
+        inputs: Inputs = {"version": stage.version, **stage.reads(config)}
+        inputs |= {f"file {p.name}": file_hash(p) for p in stage.files(config) if p.exists()}
+        asked = {s.name for s in self.stages}
+        inputs |= {f"after {n}": self.record.stage(n).get("fingerprint") for n in stage.after if n in asked}
+        return inputs
+
+    def _one(self, stage: Stage) -> None:
+        console, record = self.context.console, self.record.stage(stage.name)
+        inputs = self.inputs(stage)
+        mark = fingerprint(inputs)
+        known = record.get("output")
+        if record.get("fingerprint") == mark and known is not None and (self.context.folder / known).exists():
+            console.skipped(stage.name, record.get("seconds", 0.0))
+            return
+        console.started(stage.name, self._why(stage, record, inputs))
+        began = time.monotonic()
+        spent = record.get("seconds_so_far", 0.0) if record.get("begun") == mark else 0.0
+        if record.get("begun") != mark:
+            self._discard(stage, record)
+        self.record.update(stage.name, begun=mark, inputs=inputs)
+        try:
+            output = self._write(stage)
+        except BaseException:
+            self.record.update(stage.name, seconds_so_far=spent + time.monotonic() - began)
+            raise
+        shutil.rmtree(self.context.work(stage.name), ignore_errors=True)
+        seconds = spent + time.monotonic() - began
+        self.record.data["stages"][stage.name] = {
+            "begun": mark,
+            "fingerprint": mark,
+            "inputs": inputs,
+            "output": str(output.relative_to(self.context.folder)),
+            "seconds": round(seconds, 2),
+            "threads": torch.get_num_threads(),
+            "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        }
+        self.record.write()
+        console.finished(stage.name, seconds, output)
+
+    def _write(self, stage: Stage) -> Path:
+        output = stage.output(self.context)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if stage.in_place:
+            stage.run(self.context, output)
+            return output
+        part = output.with_name(f".{output.name}.part")
+        _remove(part)
+        stage.run(self.context, part)
+        old = output.with_name(f".{output.name}.old")
+        _remove(old)
+        if output.exists():
+            output.replace(old)
+        part.replace(output)
+        _remove(old)
+        return output
+
+    def _discard(self, stage: Stage, record: dict[str, Any]) -> None:
+        """Remove what other inputs left behind: state to continue from, and outputs that seal themselves."""
+        shutil.rmtree(self.context.work(stage.name), ignore_errors=True)
+        self.record.update(stage.name, fingerprint=None)
+        if stage.in_place and record.get("begun") is not None:
+            _remove(stage.output(self.context))
+
+    def _why(self, stage: Stage, record: dict[str, Any], inputs: Inputs) -> str:
+        if not record:
+            return ""
+        different = changes(record.get("inputs", {}), inputs)
+        if different:
+            more = f" and {len(different) - 3} more" if len(different) > 3 else ""
+            return f"again, because {', '.join(different[:3])}{more}"
+        return "continues where it stopped" if record.get("fingerprint") is None else "again, because its output is gone"
+
+
+def _provenance(context: Context) -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        versions[package] = version(package)
+    return {
+        "name": context.config.name,
+        "config": context.config.to_dict(),
+        "versions": versions | {"python": platform.python_version()},
+        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "device": str(context.world.device),
+    }
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
