@@ -21,7 +21,6 @@ Family = Literal["concept", "clock", "hash", "persistent", "permuted"]
 CONTROLS: tuple[Family, ...] = ("hash", "persistent", "permuted")
 _QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _HASH_RATES = (0.5, 0.2, 0.05, 0.01)
-_SMALL_STRATUM = 30
 
 
 class Target(NamedTuple):
@@ -148,17 +147,11 @@ def permuted_controls(rows: Mapping[str, Rows], concepts: Sequence[Coded], *, se
 def permute_trajectories(rows: Rows, rng: np.random.Generator) -> Int[np.ndarray, " rows"]:
     """Return, for every row, the row of another entity at the same time, or -1 where that entity has none.
 
-    Each entity takes the whole trajectory of one other, drawn among those that enter in the same period (all
-    entities of small vintages are drawn among one another), so dependence along time and on the calendar survives.
+    Each entity takes the whole trajectory of one other, so dependence along time and on the calendar survives and
+    everything that is particular to the entity goes. Entities are drawn among all: within vintages, months on book
+    would be the same after permutation as before.
     """
-    first = np.searchsorted(rows.member, np.arange(rows.n_entities))
-    entry = rows.time[first]
-    values, stratum, size = np.unique(entry, return_inverse=True, return_counts=True)
-    stratum = np.where(size[stratum] < _SMALL_STRATUM, -1, stratum)
-    donor = np.empty(rows.n_entities, dtype=np.int64)
-    for s in np.unique(stratum):
-        members = np.flatnonzero(stratum == s)
-        donor[members] = rng.permutation(members)
+    donor = rng.permutation(rows.n_entities)
     origin, span = rows.time.min(), rows.time.max() - rows.time.min() + 1
     keys = rows.member * span + (rows.time - origin)
     wanted = donor[rows.member] * span + (rows.time - origin)

@@ -185,7 +185,7 @@ def test_gradient_boosting_sees_the_same_rows(panel):
 
 @pytest.mark.parametrize("values", [[1.0], [0.0, 1.0], [0.0] * 90 + [1.0] * 10, list(range(1000)), [1e9, 1e9 + 1]])
 def test_knots_rise_strictly_in_single_precision(values):
-    knots = np.array(knots_of(np.array(values), 16), dtype=np.float32)
+    knots = np.array(knots_of(np.array(values, dtype=float), 16), dtype=np.float32)
     assert len(knots) == 16
     assert (np.diff(knots) > 0).all()
 

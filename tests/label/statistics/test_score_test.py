@@ -62,6 +62,7 @@ def test_inflation_widens_and_never_narrows():
     assert p_value(np.array([3.0]), 0.5) == p_value(np.array([3.0]), 1.0)
     wide = calibration(np.random.default_rng(0).normal(scale=2, size=5000))
     assert wide.inflation == pytest.approx(4, rel=0.15)
+    assert calibration(np.random.default_rng(0).normal(scale=0.5, size=500)).inflation == 1
     assert wide.rejected > 0.15
 
 

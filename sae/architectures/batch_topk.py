@@ -1,0 +1,81 @@
+"""BatchTopK: the k · rows largest positive pre-activations of a batch; afterwards a threshold."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from sae.base import SAE, Batch, Losses, SAEConfig
+from sae.codes import SparseCodes
+from sae.world import World
+
+EMA = 0.999
+"""How much of the threshold's running mean a step keeps."""
+
+
+class BatchTopKConfig(SAEConfig):
+    """As many features as a row needs, k on average."""
+
+    kind: Literal["batch_topk"] = "batch_topk"
+
+    def build(self, d_in: int, *, generator: torch.Generator) -> BatchTopK:
+        """Return a freshly initialised BatchTopK dictionary."""
+        return BatchTopK(self, d_in, generator=generator)
+
+
+class BatchTopK(SAE):
+    """In training z keeps the k · rows largest positive entries of the global batch; then those > threshold.
+
+    The threshold is the mean over steps, weighted by 0.999^age and corrected for the missing past, of the
+    smallest code in the global batch. The comparison is strict, as in the JumpReLU dictionaries that this one
+    exports to. Before the first step the threshold is 0: a ReLU.
+
+    Attributes
+    ----------
+    threshold : Float[Tensor, ""]
+        In units of the input, so folding scales it.
+    threshold_weight : Float[Tensor, ""]
+        1 - 0.999^steps, the correction.
+
+    References
+    ----------
+    arXiv 2412.06410, section 3. Deviation: the threshold is that corrected running mean, not a mean over a
+    sample after training.
+    """
+
+    threshold: Tensor
+    threshold_weight: Tensor
+
+    def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator) -> None:
+        super().__init__(config, d_in, generator=generator)
+        self.register_buffer("threshold", torch.zeros((), device=generator.device))
+        self.register_buffer("threshold_weight", torch.zeros((), device=generator.device))
+
+    def select(self, x: Tensor, W: Tensor, b: Tensor) -> SparseCodes:
+        """Keep the entries strictly above the threshold."""
+        return self.kernels.select_above(x, W, b, threshold=self.threshold)
+
+    def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:
+        """Return mean squared error + aux_alpha · AuxK, codes chosen over the global batch."""
+        select = partial(self.kernels.select_batch, k=self.config.k, world=world)
+        return self._losses(batch.x, self._encode(batch.x, select), dead, world)
+
+    @torch.no_grad()
+    def after_step(self, losses: Losses, *, world: World) -> None:
+        """Restore unit decoder rows and move the threshold towards the batch's smallest code."""
+        super().after_step(losses, world=world)
+        values = losses.codes.values.detach()
+        infinity = values.new_full((1,), torch.inf)
+        smallest = world.all_reduce(torch.cat([values, infinity]).min(), "min")
+        if torch.isfinite(smallest):
+            self.threshold_weight.mul_(EMA).add_(1 - EMA)
+            self.threshold.add_((smallest - self.threshold) * ((1 - EMA) / self.threshold_weight))
+
+    @torch.no_grad()
+    def scale_state_(self, scale: float) -> None:
+        """Scale the threshold."""
+        self.threshold.mul_(scale)

@@ -1,0 +1,77 @@
+"""The codes of a batch: the few positive activations of each row, in compressed sparse rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class SparseCodes(NamedTuple):
+    """Positive codes by row: row i holds `values[offsets[i]:offsets[i + 1]]` at `features[...]`.
+
+    Within a row features ascend and appear once. TopK is the case of (nearly) equal rows.
+
+    Attributes
+    ----------
+    values : Float[Tensor, "nnz"]
+        The codes, all positive.
+    features : Int[Tensor, "nnz"]
+        Their features, int64.
+    offsets : Int[Tensor, "rows_plus_1"]
+        Where each row starts, int64, from 0 to nnz.
+
+    Examples
+    --------
+    >>> codes = from_dense(torch.tensor([[0.0, 2.0], [0.0, 0.0]]))
+    >>> codes.rows, codes.values.tolist(), codes.features.tolist(), codes.offsets.tolist()
+    (2, [2.0], [1], [0, 1, 1])
+    """
+
+    values: Float[Tensor, "nnz"]
+    features: Int[Tensor, "nnz"]
+    offsets: Int[Tensor, "rows_plus_1"]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows of the batch."""
+        return len(self.offsets) - 1
+
+    def row_ids(self) -> Int[Tensor, "nnz"]:
+        """Return the row of every code."""
+        rows = torch.arange(self.rows, device=self.offsets.device)
+        return rows.repeat_interleave(self.offsets.diff(), output_size=len(self.features))
+
+    def to_dense(self, d_sae: int) -> Float[Tensor, "rows d_sae"]:
+        """Return all codes, zeros included; for tests and small batches only."""
+        dense = self.values.new_zeros(self.rows * d_sae)
+        return dense.scatter(0, self.row_ids() * d_sae + self.features, self.values).view(self.rows, d_sae)
+
+
+def from_dense(dense: Float[Tensor, "rows d_sae"]) -> SparseCodes:
+    """Return the positive entries of `dense` (and NaN, so that it is noticed downstream)."""
+    kept = ~(dense <= 0)
+    features = kept.nonzero()[:, 1]
+    return SparseCodes(dense[kept], features, offsets_of(kept.sum(1)))
+
+
+def offsets_of(counts: Int[Tensor, "rows"]) -> Int[Tensor, "rows_plus_1"]:
+    """Return where each row starts, given how many codes each has."""
+    return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def concatenate(parts: Sequence[SparseCodes]) -> SparseCodes:
+    """Return the codes of consecutive batches as those of one."""
+    if len(parts) == 1:
+        return parts[0]
+    starts = [parts[0].offsets[:1]]
+    end = 0
+    for part in parts:
+        starts.append(part.offsets[1:] + end)
+        end += len(part.features)
+    return SparseCodes(
+        torch.cat([p.values for p in parts]), torch.cat([p.features for p in parts]), torch.cat(starts)
+    )

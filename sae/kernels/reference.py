@@ -1,0 +1,73 @@
+"""Every kernel in plain dense torch: short enough to be believed, and what the others are compared to."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae.codes import SparseCodes, from_dense
+from sae.world import World
+
+
+class ReferenceKernels:
+    """The oracle: holds the whole `[batch, d_sae]` and sorts it. See `Kernels` for the contract."""
+
+    def select_rows(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        *,
+        k: int,
+    ) -> SparseCodes:
+        """Keep the k largest positive entries of each row of x Wᵀ + b."""
+        pre = x @ W.T + b
+        kept = pre.argsort(dim=1, descending=True, stable=True)[:, :k]
+        return from_dense(torch.zeros_like(pre).scatter(1, kept, pre.gather(1, kept)))
+
+    def select_batch(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        *,
+        k: int,
+        world: World,
+    ) -> SparseCodes:
+        """Keep the k · rows largest positive entries of x Wᵀ + b, over the rows of all ranks together."""
+        pre = x @ W.T + b
+        everywhere = torch.cat(world.all_gather(pre))
+        kept = everywhere.flatten().argsort(descending=True, stable=True)[: k * len(everywhere)]
+        mask = torch.zeros_like(everywhere, dtype=torch.bool).flatten().scatter(0, kept, value=True)
+        before = sum(len(part) for part in world.all_gather(pre)[: world.rank])
+        mine = mask.view_as(everywhere)[before : before + len(pre)]
+        return from_dense(torch.where(mine, pre, 0))
+
+    def select_above(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        *,
+        threshold: Float[Tensor, "..."],
+    ) -> SparseCodes:
+        """Keep the entries of x Wᵀ + b strictly above a threshold >= 0: one for all or one per feature."""
+        pre = x @ W.T + b
+        return from_dense(torch.where(pre <= threshold, 0, pre))
+
+    def decode(self, codes: SparseCodes, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Return Z W for the codes Z."""
+        return codes.to_dense(len(W)) @ W
+
+    def value_gradients(
+        self, codes: SparseCodes, g: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_sae d_in"]
+    ) -> Float[Tensor, "nnz"]:
+        """Return g[row] · W[feature] for every code: the gradient of Z W with respect to the values of Z."""
+        return (g @ W.T)[codes.row_ids(), codes.features]
+
+    def weight_gradient(
+        self, codes: SparseCodes, g: Float[Tensor, "batch d_in"], d_sae: int
+    ) -> Float[Tensor, "d_sae d_in"]:
+        """Return Zᵀ g: the gradient of Z W with respect to W."""
+        return codes.to_dense(d_sae).T @ g

@@ -1,0 +1,108 @@
+"""Encoding and decoding with explicit sparse gradients; architectures compose these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .codes import SparseCodes
+from .kernels import Kernels
+
+Select = Callable[[Tensor, Tensor, Tensor], SparseCodes]
+"""A selection rule: centred x, W_enc, b_enc to codes."""
+
+
+def encode(
+    x: Float[Tensor, "batch d_in"],
+    W_enc: Float[Tensor, "d_sae d_in"],
+    b_enc: Float[Tensor, "d_sae"],
+    b_dec: Float[Tensor, "d_in"],
+    *,
+    select: Select,
+    kernels: Kernels,
+) -> SparseCodes:
+    """Return the codes that `select` keeps of (x - b_dec) W_encᵀ + b_enc.
+
+    The gradient flows through the kept entries only, as it does for a dense product followed by a mask.
+    """
+    values, features, offsets = _Encode.apply(x, W_enc, b_enc, b_dec, select, kernels)  # type: ignore[no-untyped-call]
+    return SparseCodes(values, features, offsets)
+
+
+def decode(
+    codes: SparseCodes, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, "d_in"], *, kernels: Kernels
+) -> Float[Tensor, "batch d_in"]:
+    """Return Z W_dec + b_dec for the codes Z."""
+    product: Tensor = _Decode.apply(*codes, W_dec, kernels)  # type: ignore[no-untyped-call]
+    return product + b_dec
+
+
+def take_rows(W: Float[Tensor, "d_sae d_in"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n d_in"]:
+    """Return W[rows] for distinct rows; the gradient is a sparse tensor, so that it costs those rows only."""
+    result: Tensor = _TakeRows.apply(W, rows)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Encode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, select: Select, kernels: Kernels
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        centred = x - b_dec
+        codes = select(centred, W_enc, b_enc)
+        ctx.save_for_backward(centred, W_enc, codes.features, codes.offsets)
+        ctx.kernels = kernels
+        ctx.mark_non_differentiable(codes.features, codes.offsets)
+        return codes.values, codes.features, codes.offsets
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        centred, W_enc, features, offsets = ctx.saved_tensors
+        g = SparseCodes(gradients[0], features, offsets)
+        to_x, to_W_enc, to_b_enc, to_b_dec = ctx.needs_input_grad[:4]
+        g_x = ctx.kernels.decode(g, W_enc) if to_x else None
+        g_W_enc = ctx.kernels.weight_gradient(g, centred, len(W_enc)) if to_W_enc else None
+        g_b_enc = (
+            g.values.new_zeros(len(W_enc)).index_add_(0, features, g.values) if to_b_enc or to_b_dec else None
+        )
+        # every row's share of b_dec is -gᵢ W_enc: their sum needs one product with a vector
+        g_b_dec = -(g_b_enc @ W_enc) if g_b_enc is not None and to_b_dec else None
+        return g_x, g_W_enc, g_b_enc if to_b_enc else None, g_b_dec, None, None
+
+
+class _Decode(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, values: Tensor, features: Tensor, offsets: Tensor, W_dec: Tensor, kernels: Kernels
+    ) -> Tensor:
+        ctx.save_for_backward(values, features, offsets, W_dec)
+        ctx.kernels = kernels
+        return kernels.decode(SparseCodes(values, features, offsets), W_dec)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        values, features, offsets, W_dec = ctx.saved_tensors
+        (g,) = gradients
+        codes = SparseCodes(values, features, offsets)
+        to_values, _, _, to_W_dec = ctx.needs_input_grad[:4]
+        g_values = ctx.kernels.value_gradients(codes, g, W_dec) if to_values else None
+        g_W_dec = ctx.kernels.weight_gradient(codes, g, len(W_dec)) if to_W_dec else None
+        return g_values, None, None, g_W_dec, None
+
+
+class _TakeRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, W: Tensor, rows: Tensor) -> Tensor:
+        ctx.save_for_backward(rows)
+        ctx.shape = W.shape
+        return W.index_select(0, rows)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (rows,) = ctx.saved_tensors
+        (g,) = gradients
+        return torch.sparse_coo_tensor(rows[None], g, ctx.shape, check_invariants=False), None

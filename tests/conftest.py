@@ -1,0 +1,28 @@
+"""What all tests share: shape checks on, real data where it is at hand."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from jaxtyping import install_import_hook
+
+# shapes in signatures are checked while tests run; modules of configuration are pydantic's to check
+CHECKED = (
+    [f"sae.{m}" for m in ("codes", "folding", "geometry", "kernels", "losses", "metrics", "operators")]
+    + [f"label.{m}" for m in ("statistics", "confirm", "groups", "baselines", "targets", "evidence", "discover")]
+    + [f"activations_cache.{m}" for m in ("store", "shards", "moments", "loader", "splits")]
+    + [f"activations_cache.reference.{m}" for m in ("credit_transformer", "histories", "scores", "baseline")]
+)
+install_import_hook(CHECKED, "beartype.beartype")
+
+
+@pytest.fixture(scope="session")
+def uci() -> Path:
+    """The UCI default panel, from ASSAY_UCI or ../shared/data."""
+    here = Path(__file__).resolve().parents[2] / "shared" / "data" / "uci_default" / "panel_long.parquet"
+    path = Path(os.environ.get("ASSAY_UCI", here))
+    if not path.is_file():
+        pytest.skip("no UCI panel: set ASSAY_UCI to panel_long.parquet")
+    return path

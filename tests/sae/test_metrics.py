@@ -1,0 +1,92 @@
+"""Each metric against numpy or scikit-learn, and against itself on other splits into batches."""
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sae.codes import from_dense
+from sae.metrics import Firing, Variance, coherence, is_dead, match
+
+
+def rows(seed, n=60, d_in=5, d_sae=8):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, d_in)) * 3 + 1e4
+    z = rng.random((n, d_sae)) * (rng.random((n, d_sae)) < np.linspace(0, 1, d_sae))
+    return torch.from_numpy(x), torch.from_numpy(x + rng.standard_normal((n, d_in))), torch.from_numpy(z)
+
+
+def test_against_numpy():
+    x, x_hat, z = rows(0)
+    firing, variance = Firing.empty(8), Variance()
+    firing.update(from_dense(z))
+    variance.update(x, x_hat)
+    fired = z.numpy() > 0
+    assert firing.l0 == pytest.approx(fired.sum(1).mean())
+    assert firing.rates.numpy() == pytest.approx(fired.mean(0))
+    assert firing.dead == (fired.sum(0) == 0).mean()
+    assert firing.dense == (fired.mean(0) > 0.5).mean()
+    assert sum(firing.histogram().values()) == 8
+    assert firing.histogram()["never"] == 1
+    total = (x.numpy() - x.numpy().mean(0)) ** 2
+    residual = (x.numpy() - x_hat.numpy()) ** 2
+    assert variance.fvu == pytest.approx(residual.sum() / total.sum(), rel=1e-9)
+    assert variance.fvu_per_dimension.numpy() == pytest.approx(residual.sum(0) / total.sum(0), rel=1e-9)
+
+
+@given(cuts=st.lists(st.integers(1, 59), max_size=8), seed=st.integers(0, 100))
+@settings(max_examples=40, deadline=None)
+def test_the_split_into_batches_does_not_matter(cuts, seed):
+    x, x_hat, z = rows(seed)
+    whole, parts = (Firing.empty(8), Variance()), (Firing.empty(8), Variance())
+    whole[0].update(from_dense(z))
+    whole[1].update(x, x_hat)
+    edges = [0, *sorted(set(cuts)), 60]
+    for low, high in pairwise(edges):
+        firing, variance = Firing.empty(8), Variance()
+        firing.update(from_dense(z[low:high]))
+        variance.update(x[low:high], x_hat[low:high])
+        parts[0].merge(firing)
+        parts[1].merge(variance)
+    assert torch.equal(parts[0].counts, whole[0].counts)
+    assert parts[0].l0 == whole[0].l0
+    assert parts[1].fvu == pytest.approx(whole[1].fvu, rel=1e-9)
+
+
+def test_fvu_of_the_mean_is_one_and_of_constant_data_unknown():
+    x, _, _ = rows(1)
+    variance = Variance()
+    variance.update(x, x.mean(0).expand_as(x))
+    assert variance.fvu == pytest.approx(1)
+    constant = Variance()
+    constant.update(torch.ones(4, 2), torch.ones(4, 2))
+    assert np.isnan(constant.fvu)
+
+
+def test_matching_finds_a_hidden_permutation():
+    rng = np.random.default_rng(0)
+    truth = torch.from_numpy(rng.standard_normal((6, 10)))
+    order, signs = rng.permutation(6), rng.choice([-1, 1], 6)
+    noise = torch.from_numpy(rng.standard_normal((3, 10)))
+    W = torch.cat([truth[order] * torch.from_numpy(signs[:, None] * rng.uniform(0.1, 9, (6, 1))), noise])
+    found = match(W, truth)
+    assert found.mcc == pytest.approx(1)
+    assert dict(zip(found.features.tolist(), found.truths.tolist(), strict=True)) == dict(
+        enumerate(order.tolist())
+    )
+    random = match(torch.from_numpy(rng.standard_normal((6, 10))), truth)
+    assert 0 < random.mcc < 0.9
+
+
+def test_coherence_is_the_largest_cosine_with_another():
+    W = torch.tensor([[1.0, 0], [-2, 0], [0, 3], [1, 1]])
+    expected = [1, 1, 0.5**0.5, 0.5**0.5]
+    assert coherence(W).tolist() == pytest.approx(expected)
+    assert coherence(W, rows_at_once=3).tolist() == pytest.approx(expected)
+
+
+def test_dead_is_silence_of_at_least_the_window():
+    assert is_dead(torch.tensor([0, 9, 10, 11]), 10).tolist() == [False, False, True, True]

@@ -1,0 +1,127 @@
+"""What a training run is asked to do, and what `auto` means for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import Field
+
+from sae.base import SAEConfig
+from sae.config import Config
+from sae.errors import ConfigError
+
+Auto = Literal["auto"]
+
+ACTIVATIONS_PER_FEATURE = 25_000
+"""Rows are chosen so that a feature of average rate fires this often."""
+
+LEAST_STEPS = 8192
+"""Batches grow with the rows only where at least so many steps remain."""
+
+SILENT_CHANCES = 100
+"""A feature is dead once it could have fired this often at the average rate and did not."""
+
+
+class WandbConfig(Config):
+    """Where Weights & Biases gets the metrics; they are written to metrics.jsonl in any case."""
+
+    project: str
+    """Project that the run belongs to."""
+    mode: Literal["offline", "online"] = "offline"
+    """offline writes files to upload later and needs no network."""
+
+
+class TrainConfig(Config):
+    """How a dictionary is trained; `auto` values follow from d_in, d_sae and k."""
+
+    hook: str | None = None
+    """Which hook of the store to train on; needed only where several were harvested."""
+    rows: int | Auto = Field("auto")
+    """Rows to train on, repeating the split as often as it takes; auto = 25,000 d_sae / k, at least 0.5M."""
+    batch_size: int | Auto = Field("auto")
+    """Rows of a step over all processes; auto = 256, doubled up to 4096 while 8192 steps remain."""
+    lr: float | Auto = Field("auto")
+    """Peak learning rate of Adam; auto falls with the root of d_sae and rises with that of the batch."""
+    warmup: float = Field(0.02, ge=0, le=1)
+    """Share of the steps over which the learning rate rises from 0."""
+    decay: float = Field(0.2, ge=0, le=1)
+    """Share of the steps, at the end, over which the learning rate falls to 0."""
+    dead_after_rows: int | Auto = Field("auto")
+    """Silent rows after which a feature is dead; auto = 100 d_sae / k, at most a tenth of the rows."""
+    checkpoint_every: int = Field(1000, gt=0)
+    """Steps between checkpoints; an interrupted run continues from its last one."""
+    log_every: int = Field(50, gt=0)
+    """Steps between lines of metrics.jsonl."""
+    wandb: WandbConfig | None = None
+    """Weights & Biases; absent = not used."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A training run with every number resolved.
+
+    Attributes
+    ----------
+    rows, batch_size, steps
+        steps · batch_size is the first multiple of batch_size not below rows.
+    lr
+        Peak learning rate.
+    warmup_steps, decay_steps
+        Length of the two ramps.
+    dead_after_rows
+        Silent rows after which a feature is dead.
+    """
+
+    rows: int
+    batch_size: int
+    steps: int
+    lr: float
+    warmup_steps: int
+    decay_steps: int
+    dead_after_rows: int
+
+
+def make_plan(config: TrainConfig, sae: SAEConfig) -> Plan:
+    """Resolve every `auto`.
+
+    With r = d_sae / k, the rows between two activations of an average feature: rows = 25,000 r, at least
+    500,000; batch_size = the largest power of two from 256 to 4096 that leaves 8192 steps; lr = 3e-3 ·
+    sqrt(768 / d_sae) · sqrt(batch_size / 256), at most 3e-3; dead_after_rows = 100 r, at most rows / 10.
+
+    Raises
+    ------
+    ConfigError
+        k exceeds d_sae, or a number is not positive; all such problems at once.
+    """
+    given = {"train.rows": config.rows, "train.batch_size": config.batch_size, "train.lr": config.lr}
+    given["train.dead_after_rows"] = config.dead_after_rows
+    problems = [
+        f"{key} = {value} is not positive" for key, value in given.items() if value != "auto" and value <= 0
+    ]
+    if sae.k > sae.d_sae:
+        problems.append(f"sae.k = {sae.k} exceeds sae.d_sae = {sae.d_sae}")
+    if config.warmup + config.decay > 1:
+        problems.append(f"train.warmup + train.decay = {config.warmup + config.decay:g} exceeds 1")
+    if problems:
+        raise ConfigError("this training cannot be planned", got="; ".join(problems))
+    gap = sae.d_sae / sae.k
+    rows = max(500_000, math.ceil(ACTIVATIONS_PER_FEATURE * gap)) if config.rows == "auto" else config.rows
+    batch = _batch_size(rows) if config.batch_size == "auto" else config.batch_size
+    steps = math.ceil(rows / batch)
+    lr = min(3e-3, 3e-3 * math.sqrt(768 / sae.d_sae * batch / 256)) if config.lr == "auto" else config.lr
+    silent = min(math.ceil(SILENT_CHANCES * gap), max(1, rows // 10))
+    return Plan(
+        rows=rows,
+        batch_size=batch,
+        steps=steps,
+        lr=lr,
+        warmup_steps=round(config.warmup * steps),
+        decay_steps=round(config.decay * steps),
+        dead_after_rows=silent if config.dead_after_rows == "auto" else config.dead_after_rows,
+    )
+
+
+def _batch_size(rows: int) -> int:
+    return 1 << min(12, max(8, int(math.log2(max(1, rows / LEAST_STEPS)))))

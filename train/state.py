@@ -1,0 +1,49 @@
+"""How far a training run is: the only thing, besides the parameters, that its steps change."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from sae.codes import SparseCodes
+from sae.metrics import is_dead
+from sae.world import World
+
+
+@dataclass
+class TrainState:
+    """Steps, rows and silences of a run; `advance` is the only method that changes it.
+
+    Attributes
+    ----------
+    silent_rows : Int[Tensor, "d_sae"]
+        Global rows since each feature last fired, counted to the end of the batch it fired in.
+    step : int
+        Steps done.
+    rows : int
+        Rows seen, over all ranks.
+    """
+
+    silent_rows: Int[Tensor, "d_sae"]
+    step: int = 0
+    rows: int = 0
+
+    @classmethod
+    def start(cls, d_sae: int, device: torch.device) -> TrainState:
+        """Return the state before the first step."""
+        return cls(torch.zeros(d_sae, dtype=torch.int64, device=device))
+
+    def dead(self, window: int) -> Bool[Tensor, "d_sae"]:
+        """Return which features have been silent for at least `window` global rows."""
+        return is_dead(self.silent_rows, window)
+
+    def advance(self, codes: SparseCodes, world: World) -> None:
+        """Count one step."""
+        rows = int(world.all_reduce(torch.tensor(codes.rows, device=self.silent_rows.device)))
+        fired = world.all_reduce(codes.features.bincount(minlength=len(self.silent_rows)).clamp(max=1), "max")
+        self.silent_rows = torch.where(fired > 0, 0, self.silent_rows + rows)
+        self.rows += rows
+        self.step += 1
