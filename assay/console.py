@@ -24,6 +24,9 @@ class Console:
 
     def __init__(self) -> None:
         self.rich = rich.console.Console(highlight=False)
+        if not self.rich.is_terminal:
+            # files and pipes have no width of their own
+            self.rich = rich.console.Console(highlight=False, width=160)
 
     def print(self, *what: object) -> None:
         """Print anything that rich can render."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from label.decide import REASONS
@@ -98,33 +99,19 @@ def _strongest(labels: Path) -> Table:
     rows = [r for r in read_table(labels, "features").to_pylist() if r["status"] == "labelled"]
     rows.sort(key=lambda r: (not (r["learned"] and r["used"]), not r["used"], not r["learned"], -r["skill"]))
     table = Table(title=f"Strongest {min(N_SHOWN, len(rows))} of {len(rows)} labelled features", title_justify="left")
-    for name, justify in (
-        ("feature", "right"),
-        ("fires when", "left"),
-        ("learned", "left"),
-        ("used", "left"),
-        ("skill", "left"),
-        ("twin", "right"),
-        ("raw", "right"),
-        ("F1", "right"),
-        ("prec.", "right"),
-        ("recall", "right"),
-        ("prev.", "right"),
-        ("entities", "right"),
-    ):
-        table.add_column(name, justify=justify, ratio=1 if name == "fires when" else None)  # type: ignore[arg-type]
+    for name in ("feature", "fires when", "learned", "used", "skill", "F1", "prec.", "recall", "prev.", "entities"):
+        if name == "fires when":
+            table.add_column(name, ratio=1, min_width=24)
+        else:
+            table.add_column(name, justify="left" if name in ("learned", "used", "skill") else "right", no_wrap=True)
     for r in rows[:N_SHOWN]:
         table.add_row(
             str(r["feature"]),
-            r["title"],
+            escape(r["title"]),
             _verdict(r["learned"]),
             _verdict(r["used"]),
-            f"{r['skill']:.2f} [{r['skill_low']:.2f}, {r['skill_high']:.2f}]".replace("[", "\\["),
-            _number(r["twin_skill"]),
-            _number(r["raw_skill"]),
-            f"{r['f1']:.2f}",
-            f"{r['precision']:.2f}",
-            f"{r['recall']:.2f}",
+            escape(f"{r['skill']:.2f} [{r['skill_low']:.2f}, {r['skill_high']:.2f}]"),
+            *(f"{r[name]:.2f}" for name in ("f1", "precision", "recall")),
             f"{r['prevalence']:.1%}",
             f"{r['n_entities']:,}",
         )

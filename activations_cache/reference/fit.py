@@ -16,17 +16,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from activations_cache.inputs import PanelAdapter
+from activations_cache.models import ModelConfig
 from activations_cache.panel import Panel
 from sae.config import Config
 from sae.errors import PanelError
 
 from .credit_transformer import CreditTransformer, signed_log
-from .histories import Histories, batches_by_length, collate, model_config
+from .histories import Histories, batches_by_length, collate, credit_inputs, model_config
 from .scores import Discrimination, discrimination
 
 
-class ModelShape(Config):
-    """Size of the reference model; `kind` leaves room for models of other makes."""
+class ModelShape(ModelConfig):
+    """Size of the reference model."""
 
     kind: Literal["credit_transformer"] = "credit_transformer"
     """The reference model that `assay fit` trains."""
@@ -44,6 +46,15 @@ class ModelShape(Config):
     """Knots of each column's piecewise linear code."""
     max_positions: int = Field(default=512, ge=1)
     """Longest history whose positions are told apart."""
+
+    def load(self, fitted: Path | None) -> CreditTransformer:
+        """Load what the run fitted."""
+        assert fitted is not None
+        return CreditTransformer.from_pretrained(fitted)  # type: ignore[no-any-return]
+
+    def adapter(self) -> PanelAdapter:
+        """Return the adapter of CreditTransformer."""
+        return credit_inputs
 
 
 class FitConfig(Config):

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from activations_cache.inputs import ModelInputs
 from activations_cache.panel import Panel
 
 from .credit_transformer import CreditTransformerConfig, signed_log
@@ -55,6 +56,12 @@ def collate(panel: Panel, entities: Int[np.ndarray, " batch"], *, stop: np.ndarr
         torch.from_numpy(real),
         torch.from_numpy(rows),
     )
+
+
+def credit_inputs(panel: Panel, entities: Int[np.ndarray, " batch"]) -> ModelInputs:
+    """Return the call of CreditTransformer for whole histories."""
+    histories = collate(panel, entities)
+    return ModelInputs.at_rows(panel, histories.rows, histories.real, histories.values, histories.gap)
 
 
 def batches_by_length(
