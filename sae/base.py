@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
 import torch
@@ -160,6 +161,17 @@ class SAE(nn.Module, ABC):
     def after_step(self, losses: Losses, *, world: World) -> None:
         """Restore unit decoder rows; the one place where an architecture's buffers may change."""
         normalise_rows_(self.W_dec)
+
+    def settle(self, batches: Iterable[Tensor], *, world: World) -> None:
+        """Fix, once training has ended, what inference uses in place of a batch's competition; here nothing.
+
+        Parameters
+        ----------
+        batches
+            Scaled rows, as training saw them.
+        world
+            Who computes.
+        """
 
     def scale_state_(self, scale: float) -> None:
         """Multiply the buffers that are in units of the input by `scale`, in place; for folding."""

@@ -47,6 +47,8 @@ __all__ = [
 
 SPLIT = "fit"
 METRICS = "metrics.jsonl"
+SETTLE_BATCHES = 64
+"""Batches after the last step from which a dictionary fixes what inference uses, such as a threshold."""
 SAMPLE_ROWS = 4096
 """Rows looked at before the first step, to place b_dec and to time a step."""
 
@@ -115,6 +117,7 @@ def train_sae(  # noqa: PLR0913 - the seam between the stages and this room
         inputs = Inputs(loader, mean, moments.scale)
         trainer = Trainer(sae, inputs, plan, config, work=work, provenance=provenance, world=world)
         result = trainer.fit(progress)
+        sae.settle((inputs.next() for _ in range(SETTLE_BATCHES)), world=world)
     finally:
         loader.close()
     if world.is_main:

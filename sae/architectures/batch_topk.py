@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Literal
 
@@ -41,10 +42,12 @@ class BatchTopK(SAE):
     threshold_weight : Float[Tensor, ""]
         1 - 0.999^steps, the correction.
 
+    When training ends, `settle` takes the plain mean over a sample instead: while the learning rate falls the
+    smallest code falls with it, faster than the running mean follows (measured: L0 8 instead of 16).
+
     References
     ----------
-    arXiv 2412.06410, section 3. Deviation: the threshold is that corrected running mean, not a mean over a
-    sample after training.
+    arXiv 2412.06410, section 3.
     """
 
     threshold: Tensor
@@ -74,6 +77,19 @@ class BatchTopK(SAE):
         if torch.isfinite(smallest):
             self.threshold_weight.mul_(EMA).add_(1 - EMA)
             self.threshold.add_((smallest - self.threshold) * ((1 - EMA) / self.threshold_weight))
+
+    @torch.no_grad()
+    def settle(self, batches: Iterable[Tensor], *, world: World) -> None:
+        """Set the threshold to the mean over batches of the smallest code that training would keep."""
+        smallest = []
+        for x in batches:
+            codes = self._encode(x, partial(self.kernels.select_batch, k=self.config.k, world=world))
+            values = torch.cat([codes.values, codes.values.new_full((1,), torch.inf)])
+            smallest.append(world.all_reduce(values.min(), "min"))
+        found = torch.stack(smallest)
+        found = found[torch.isfinite(found)]
+        if len(found):
+            self.threshold.copy_(found.mean())
 
     @torch.no_grad()
     def scale_state_(self, scale: float) -> None:

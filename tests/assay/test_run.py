@@ -1,0 +1,212 @@
+"""The command as a user runs it: real processes over a small generated panel."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from label.tables import read_table
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = """
+name: small
+out: {out}
+seed: 0
+reference: {{entities: 700, months: 12}}
+panel:
+  entity: entity_id
+  time: t
+  columns: {{bkt: bkt, bal: bal, lim: lim, pay: pay, income: income, mob: mob}}
+  outcome: default_entity
+model: {{d_model: 16, n_layers: 2, n_heads: 2, d_ff: 32}}
+fit: {{epochs: 2, batch_rows: 512}}
+harvest: {{hooks: [layers.0]}}
+sae: {{kind: topk, d_sae: 48, k: 4}}
+train: {{rows: 40000, batch_size: 256, checkpoint_every: 40}}
+evaluate: {{}}
+concepts: {{paths: [{root}/configs/concepts/credit.yaml]}}
+label: {{n_bootstrap: 60, n_permutations: 10, n_calibration_pairs: 10, ablation_entities: 40, n_random: 2, n_matched: 3}}
+"""
+
+
+def assay(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", "from assay.cli import main; main()", *map(str, arguments)],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def write_config(folder: Path, out: str = "run") -> Path:
+    path = folder / "config.yaml"
+    path.write_text(CONFIG.format(out=folder / out, root=ROOT))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, Path, str]:
+    folder = tmp_path_factory.mktemp("run with a space")
+    config = write_config(folder)
+    done = assay("run", config, cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return config, folder / "run", done.stdout
+
+
+def results(run: Path) -> dict[str, bytes]:
+    """Everything that must not depend on how a run went: weights and tables."""
+    files = [p for p in run.rglob("*") if p.suffix in (".safetensors", ".parquet") and ".work" not in p.parts]
+    files = [p for p in files if "activations.zarr" not in p.parts]
+    files += [run / "labels" / "summary.json"]
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(files)}
+
+
+@pytest.mark.xdist_group("run")
+def test_a_run_leaves_every_artefact_and_says_where(finished):
+    _, run, text = finished
+    for name in ("run.json", "panel", "model", "activations.zarr", "twin/activations.zarr", "labels/summary.json", "report/index.html"):
+        assert (run / name).exists(), name
+    assert "features are labelled, learned and used" in text
+    assert str(run / "report" / "index.html") in text
+    assert not list(run.rglob("*.part"))
+    summary = json.loads((run / "labels" / "summary.json").read_text())
+    assert summary["fidelity"]["auc_model"] is not None
+    assert set(summary["baselines"]) == {"raw_column", "twin"}
+
+
+@pytest.mark.xdist_group("run")
+def test_a_second_run_skips_everything(finished):
+    config, run, _ = finished
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name not in ("run.json", ".lock")}
+    again = assay("run", config, cwd=run.parent)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("is fresh") == 12
+    after = {p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name not in ("run.json", ".lock")}
+    assert before == after
+
+
+@pytest.mark.xdist_group("run")
+def test_a_changed_setting_reruns_what_reads_it_and_says_why(finished):
+    config, run, _ = finished
+    again = assay("run", config, "label.min_skill=0.3", cwd=run.parent)
+    assert again.returncode == 0, again.stderr
+    assert "again, because label.min_skill 0.25 -> 0.3" in again.stdout
+    assert again.stdout.count("is fresh") == 10
+    assert assay("run", config, cwd=run.parent).returncode == 0
+
+
+@pytest.mark.xdist_group("run")
+def test_interrupted_anywhere_and_run_again_the_result_is_the_same(finished, tmp_path):
+    _, run, _ = finished
+    config = write_config(tmp_path)
+    delays = [4.0, 6.0, 8.0, 10.0]
+    codes = []
+    for delay, number in zip(delays, [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGINT], strict=True):
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from assay.cli import main; main()", "run", str(config)],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        time.sleep(delay)
+        process.send_signal(number)
+        codes.append(process.wait(timeout=60))
+    assert all(code in (0, 130, 143, -9) for code in codes), codes
+    assert any(code != 0 for code in codes)
+    done = assay("run", config, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert results(tmp_path / "run") == results(run)
+
+
+@pytest.mark.xdist_group("run")
+def test_inspect_tells_what_everything_is(finished):
+    _, run, _ = finished
+    for part, words in {
+        ".": ["labelled, learned and used", "versions"],
+        "activations.zarr": ["complete", "layers.0", "every checksum is right"],
+        "labels": ["Unlabelled"],
+        "panel": ["entities"],
+    }.items():
+        shown = assay("inspect", run / part, "--verify", cwd=run.parent)
+        assert shown.returncode == 0, shown.stderr
+        for word in words:
+            assert word in shown.stdout, (part, word)
+
+
+@pytest.mark.xdist_group("run")
+def test_export_and_report_write_where_they_are_told(finished, tmp_path):
+    _, run, _ = finished
+    assert assay("export", run, "--out", tmp_path / "bundle", cwd=tmp_path).returncode == 0
+    assert assay("inspect", tmp_path / "bundle", "--verify", cwd=tmp_path).returncode == 0
+    weights = next((tmp_path / "bundle").rglob("weights.safetensors"))
+    damaged = bytearray(weights.read_bytes())
+    damaged[-1] ^= 1
+    weights.write_bytes(damaged)
+    broken = assay("inspect", tmp_path / "bundle", "--verify", cwd=tmp_path)
+    assert broken.returncode == 2
+    assert "weights.safetensors" in broken.stderr
+    assert assay("report", run, "--out", tmp_path / "pages", "--hash-ids", cwd=tmp_path).returncode == 0
+    page = (tmp_path / "pages" / "index.html").read_text()
+    assert "small" in page
+
+
+@pytest.mark.xdist_group("run")
+def test_labels_of_the_run_carry_both_verdicts(finished):
+    _, run, _ = finished
+    rows = read_table(run / "labels", "features").to_pylist()
+    labelled = [r for r in rows if r["status"] == "labelled"]
+    assert labelled
+    assert all(r["learned"] is not None and r["used"] is not None for r in labelled)
+    assert all("earned" in r["description"] and "sed" in r["description"] for r in labelled)
+
+
+@pytest.mark.xdist_group("run")
+def test_concepts_check_prints_every_concept(finished):
+    config, run, _ = finished
+    shown = assay("concepts", "check", ROOT / "configs/concepts/credit.yaml", "--panel", config, cwd=run.parent)
+    assert shown.returncode == 0, shown.stderr
+    for name in ("dpd30_now", "util", "mob"):
+        assert name in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "nowhere.yaml"], ["nowhere.yaml"]),
+        (["run", "{config}", "label.min_skil=0.3"], ["label.min_skil", "did you mean 'min_skill'"]),
+        (["run", "{config}", "sae.kind=best", "seed=x"], ["sae", "batch_topk", "seed"]),
+        (["run", "{config}", "panel.columns.util=bal/limm"], ["limm", "util"]),
+        (["run", "{config}", "panel.path=missing.parquet"], ["missing.parquet"]),
+        (["run", "{config}", "device=cuda:7"], ["cuda:7"]),
+        (["run", "{config}", "concepts.paths=[no.yaml]"], ["no.yaml"]),
+        (["inspect", "nowhere"], ["nothing at nowhere"]),
+        (["report", "."], ["no run folder"]),
+        (["export", "."], ["no run folder"]),
+    ],
+)
+def test_wrong_input_is_one_message_and_code_2(tmp_path, arguments, words):
+    config = write_config(tmp_path)
+    done = assay(*[a.format(config=config) for a in arguments], cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_configuration_loads(path):
+    from assay.config import RunConfig
+    from sae.config import load_config
+
+    assert load_config(RunConfig, path).name
