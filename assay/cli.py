@@ -21,22 +21,30 @@ USAGE = 2
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """Run a command and exit: 0 done, 2 wrong input, 130 or 143 interrupted and resumable, 1 anything else."""
-    arguments = _parser().parse_args(argv)
-    signal.signal(signal.SIGTERM, _terminated)
+    sys.exit(_guarded(argv))
+
+
+def _guarded(argv: Sequence[str] | None) -> int:
+    """Run a command and return its exit code."""
     try:
+        signal.signal(signal.SIGTERM, _terminated)
+        arguments = _parser().parse_args(argv)
         _quiet()
         arguments.run(arguments)
+        # what is done is done: a late signal must not change the code of a finished run
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except UserError as error:
         print(f"assay: {error}", file=sys.stderr)  # noqa: T201 - the one message of a wrong input
-        sys.exit(USAGE)
+        return USAGE
     except KeyboardInterrupt as interrupt:
         number = interrupt.args[0] if interrupt.args else signal.SIGINT
         print("assay: interrupted; nothing finished is lost, the same command continues", file=sys.stderr)  # noqa: T201
-        sys.exit(128 + int(number))
+        return 128 + int(number)
     except BrokenPipeError:
         # the reader of our output has gone, such as `assay inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(0)
+    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -55,16 +63,26 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("config", type=Path, metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="override any key, such as sae.k=8")
+        command.add_argument(
+            "config", type=Path, metavar="CONFIG", help="YAML file, such as configs/quickstart.yaml"
+        )
+        command.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="override any key, such as sae.k=8"
+        )
         command.set_defaults(run=_run, until=STAGE_OF.get(name))
     concepts = commands.add_parser("concepts", help="work on concept files").add_subparsers(required=True)
-    check = concepts.add_parser("check", help="prevalence, nulls, run time, leak test and redundancy of every concept")
+    check = concepts.add_parser(
+        "check", help="prevalence, nulls, run time, leak test and redundancy of every concept"
+    )
     check.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    check.add_argument("--panel", type=Path, required=True, metavar="CONFIG", help="a configuration with a panel")
+    check.add_argument(
+        "--panel", type=Path, required=True, metavar="CONFIG", help="a configuration with a panel"
+    )
     check.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
     check.set_defaults(run=_check_concepts)
-    inspect = commands.add_parser("inspect", help="what a run, store, dictionary, labels folder or bundle holds")
+    inspect = commands.add_parser(
+        "inspect", help="what a run, store, dictionary, labels folder or bundle holds"
+    )
     inspect.add_argument("path", type=Path)
     inspect.add_argument("--verify", action="store_true", help="read every checksum")
     inspect.set_defaults(run=_inspect)

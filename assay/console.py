@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Protocol
 
 import rich.console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 
 class Bar(Protocol):
@@ -60,10 +67,14 @@ class Console:
             TimeRemainingColumn(),
             TextColumn("[dim]{task.description}[/]"),
         )
-        with Progress(*columns, console=self.rich, transient=True, disable=not self.rich.is_terminal) as progress:
+        with Progress(
+            *columns, console=self.rich, transient=True, disable=not self.rich.is_terminal
+        ) as progress:
             task = progress.add_task("", total=None)
 
             def show(done: int, total: int, text: str = "") -> None:
-                progress.update(task, completed=done, total=total, description=text.splitlines()[0] if text else "")
+                progress.update(
+                    task, completed=done, total=total, description=text.splitlines()[0] if text else ""
+                )
 
             yield show

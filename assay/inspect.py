@@ -29,7 +29,9 @@ def read_run(folder: Path) -> dict[str, Any]:
     """
     path = folder / "run.json"
     if not path.is_file():
-        raise UserError(f"{folder} is no run folder", got="no run.json in it", expected="what `assay run` wrote to out")
+        raise UserError(
+            f"{folder} is no run folder", got="no run.json in it", expected="what `assay run` wrote to out"
+        )
     run: dict[str, Any] = json.loads(path.read_text())
     return run
 
@@ -90,7 +92,9 @@ def show_labels(labels: Path, console: Console) -> None:
     console.print("\n[bold]Unlabelled[/], by the first reason that applies")
     for reason, count in reasons:
         console.print(f"  {count:>6,}  {reason}: {REASONS[reason]}")
-    console.print("\n[bold]Concepts[/] with the best feature, the untrained twin and the best raw column (skill)")
+    console.print(
+        "\n[bold]Concepts[/] with the best feature, the untrained twin and the best raw column (skill)"
+    )
     console.print(_baselines(summary))
     _show_checks(summary, console)
 
@@ -98,12 +102,27 @@ def show_labels(labels: Path, console: Console) -> None:
 def _strongest(labels: Path) -> Table:
     rows = [r for r in read_table(labels, "features").to_pylist() if r["status"] == "labelled"]
     rows.sort(key=lambda r: (not (r["learned"] and r["used"]), not r["used"], not r["learned"], -r["skill"]))
-    table = Table(title=f"Strongest {min(N_SHOWN, len(rows))} of {len(rows)} labelled features", title_justify="left")
-    for name in ("feature", "fires when", "learned", "used", "skill", "F1", "prec.", "recall", "prev.", "entities"):
+    table = Table(
+        title=f"Strongest {min(N_SHOWN, len(rows))} of {len(rows)} labelled features", title_justify="left"
+    )
+    for name in (
+        "feature",
+        "fires when",
+        "learned",
+        "used",
+        "skill",
+        "F1",
+        "prec.",
+        "recall",
+        "prev.",
+        "entities",
+    ):
         if name == "fires when":
             table.add_column(name, ratio=1, min_width=24)
         else:
-            table.add_column(name, justify="left" if name in ("learned", "used", "skill") else "right", no_wrap=True)
+            table.add_column(
+                name, justify="left" if name in ("learned", "used", "skill") else "right", no_wrap=True
+            )
     for r in rows[:N_SHOWN]:
         table.add_row(
             str(r["feature"]),
@@ -152,7 +171,8 @@ def _show_checks(summary: dict[str, Any], console: Console) -> None:
         )
     if fidelity.get("fvu") is not None:
         console.print(
-            f"  dictionary on unseen entities: FVU {fidelity['fvu']:.3f}, L0 {fidelity['l0']:.1f}, dead {fidelity['dead']:.1%}"
+            f"  dictionary on unseen entities: FVU {fidelity['fvu']:.3f}, L0 {fidelity['l0']:.1f}, "
+            f"dead {fidelity['dead']:.1%}"
         )
     if fidelity.get("auc_model") is not None:
         console.print(
@@ -164,7 +184,9 @@ def _show_checks(summary: dict[str, Any], console: Console) -> None:
 
 def _inspect_run(path: Path, console: Console, verify: bool) -> None:
     run = read_run(path)
-    console.print(f"[bold]{run['name']}[/], versions {', '.join(f'{k} {v}' for k, v in run['versions'].items())}")
+    console.print(
+        f"[bold]{run['name']}[/], versions {', '.join(f'{k} {v}' for k, v in run['versions'].items())}"
+    )
     for name, stage in run["stages"].items():
         if not stage.get("output"):
             console.print(f"  [yellow]{name} is unfinished[/]: run the same command again")
@@ -178,11 +200,13 @@ def _inspect_store(path: Path, console: Console, verify: bool) -> None:
 
     store = ActivationStore.open(path, allow_incomplete=True)
     size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
-    console.print(f"[bold]{path}[/]: {'complete' if store.complete else 'incomplete, its harvest has not ended'}")
+    console.print(
+        f"[bold]{path}[/]: {'complete' if store.complete else 'incomplete, its harvest has not ended'}"
+    )
     console.print(f"  {store.n_rows:,} rows, {len(store.entity_codes()):,} entities, {size / 1e6:,.1f} MB")
     console.print("  " + ", ".join(f"{s} {n:,}" for s, n in store.splits.items()))
     for hook, width in store.hooks.items():
-        line = f"  {hook}: d_in {width}, {store.description.layout.dtype}"
+        line = f"  {hook}: d_in {width}, {store.description.dtype}"
         if store.complete and store.splits.get("fit"):
             moments = store.moments(hook, "fit")
             line += f", root mean variance {moments.scale:.4g}, median norm {moments.norm_quantile(0.5):.4g}"

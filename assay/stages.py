@@ -41,9 +41,8 @@ class Context:
     @property
     def hook(self) -> str:
         """The hook that the dictionary is trained on."""
-        from train.trainer import choose_hook
-
         from activations_cache.store import ActivationStore
+        from train.trainer import choose_hook
 
         assert self.config.train is not None
         return choose_hook(self.config.train, ActivationStore.open(self.folder / "activations.zarr").hooks)
@@ -193,7 +192,11 @@ class Runner:
         if different:
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             return f"again, because {', '.join(different[:3])}{more}"
-        return "continues where it stopped" if record.get("fingerprint") is None else "again, because its output is gone"
+        return (
+            "continues where it stopped"
+            if record.get("fingerprint") is None
+            else "again, because its output is gone"
+        )
 
 
 def _provenance(context: Context) -> dict[str, Any]:
@@ -204,7 +207,10 @@ def _provenance(context: Context) -> dict[str, Any]:
         "name": context.config.name,
         "config": context.config.to_dict(),
         "versions": versions | {"python": platform.python_version()},
-        "machine": {"processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads()},
+        "machine": {
+            "processor": platform.processor() or platform.machine(),
+            "threads": torch.get_num_threads(),
+        },
         "device": str(context.world.device),
     }
 

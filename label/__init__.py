@@ -1,0 +1,1 @@
+"""Says what the features of a dictionary encode, and what the model does with them."""

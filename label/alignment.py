@@ -17,7 +17,9 @@ from .evidence import Rows
 from .targets import Coded, code_concept
 
 
-def locate(rows: Rows, entity: Int[np.ndarray, " n"], time: Int[np.ndarray, " n"]) -> Int[np.ndarray, " rows"]:
+def locate(
+    rows: Rows, entity: Int[np.ndarray, " n"], time: Int[np.ndarray, " n"]
+) -> Int[np.ndarray, " rows"]:
     """Return, per row, its index in a table sorted by entity and time, or -1 where the table lacks it."""
     origin = min(int(time.min()), int(rows.time.min()))
     span = max(int(time.max()), int(rows.time.max())) - origin + 1
@@ -27,7 +29,9 @@ def locate(rows: Rows, entity: Int[np.ndarray, " n"], time: Int[np.ndarray, " n"
     return np.where(keys[at] == wanted, at, -1)
 
 
-def code_table(path: Path, infos: list[ConceptInfo], rows: dict[str, Rows]) -> tuple[list[Coded], dict[str, bool]]:
+def code_table(
+    path: Path, infos: list[ConceptInfo], rows: dict[str, Rows]
+) -> tuple[list[Coded], dict[str, bool]]:
     """Code the concepts of one table of values; also say which numeric ones take whole numbers only.
 
     Raises
@@ -39,7 +43,9 @@ def code_table(path: Path, infos: list[ConceptInfo], rows: dict[str, Rows]) -> t
     places = {s: locate(r, head["entity"].to_numpy(), head["time"].to_numpy()) for s, r in rows.items()}
     missing = {info.id for info in infos} - set(pq.read_schema(path).names)
     if missing:
-        raise ConceptError(f"{path} lacks values of {', '.join(sorted(missing))}", do="evaluate the concepts again")
+        raise ConceptError(
+            f"{path} lacks values of {', '.join(sorted(missing))}", do="evaluate the concepts again"
+        )
     coded, whole = [], {}
     for info in infos:
         column = pq.read_table(path, columns=[info.id])[info.id]

@@ -108,11 +108,19 @@ def _column_detectors(
 
 
 def _best_interval(
-    column: np.ndarray, holds: np.ndarray, applies: np.ndarray, positives: Int[np.ndarray, " t"], n: Int[np.ndarray, " t"]
+    column: np.ndarray,
+    holds: np.ndarray,
+    applies: np.ndarray,
+    positives: Int[np.ndarray, " t"],
+    n: Int[np.ndarray, " t"],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return, per target, the bounds and skill of the best interval whose ends are quantiles or distinct values."""
     distinct = np.unique(column)
-    lower = distinct if len(distinct) <= _N_EDGES else np.unique(np.quantile(column, np.linspace(0, 1, _N_EDGES + 1)[:-1], method="nearest"))
+    lower = (
+        distinct
+        if len(distinct) <= _N_EDGES
+        else np.unique(np.quantile(column, np.linspace(0, 1, _N_EDGES + 1)[:-1], method="nearest"))
+    )
     bins = np.searchsorted(lower, column, side="right") - 1
     b, t = len(lower), holds.shape[1]
     hit = np.zeros((b + 1, t))

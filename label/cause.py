@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from activations_cache.hooks import intercept
@@ -87,7 +87,14 @@ class Stream:
 
     @staticmethod
     def read(
-        store: ActivationStore, model: CreditTransformer, panel: Panel, hook: str, sae: SAE, *, n_entities: int, seed: int
+        store: ActivationStore,
+        model: CreditTransformer,
+        panel: Panel,
+        hook: str,
+        sae: SAE,
+        *,
+        n_entities: int,
+        seed: int,
     ) -> Stream:
         """Read the confirm entities' histories up to the time cut; at most `n_entities` of them, at random."""
         end = panel.history_end()
@@ -201,8 +208,12 @@ class Ablation:
         weights = entity_weights(len(members), self.n_bootstrap, seed=self.seed + feature)
         n = len(members)
         matched = self._matched(feature, n_matched)
-        matched_draws = np.mean([self._draws[m] for m in matched], axis=0) if matched else np.zeros(self.n_bootstrap)
-        matched_size = float(np.mean([np.abs(self.removed[m].change).mean() for m in matched])) if matched else 0.0
+        matched_draws = (
+            np.mean([self._draws[m] for m in matched], axis=0) if matched else np.zeros(self.n_bootstrap)
+        )
+        matched_size = (
+            float(np.mean([np.abs(self.removed[m].change).mean() for m in matched])) if matched else 0.0
+        )
         over_random = interval(float((size - largest).mean()), (size - largest) @ weights / n)
         over_matched = interval(float(size.mean()) - matched_size, self._draws[feature] - matched_draws)
         return Effect(
@@ -231,13 +242,14 @@ class Ablation:
         return self.stream.sae.W_dec[feature].detach().float().cpu()
 
     def _change(self, z: Tensor, direction: Tensor, members: np.ndarray) -> np.ndarray:
-        return self.stream.without(lambda index: z[index].unsqueeze(-1) * direction, members) - self.base[members]
+        after = self.stream.without(lambda index: z[index].unsqueeze(-1) * direction, members)
+        return np.asarray(after - self.base[members])
 
     def _all_removed(self, everyone: np.ndarray) -> np.ndarray:
         with torch.inference_mode():
             written = self.stream.sae.decode(self.stream.sae.encode(self.stream.x)) - self.stream.sae.b_dec
         written = written.float().cpu()
-        return self.stream.without(lambda index: written[index], everyone) - self.base
+        return np.asarray(self.stream.without(lambda index: written[index], everyone) - self.base)
 
     def _sample(self, feature: int) -> np.ndarray:
         members = self.stream.fired(feature)

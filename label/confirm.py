@@ -134,7 +134,11 @@ def detector_of(evidence: Evidence, pair: Pair) -> Detector:
 
 
 def measure_pairs(
-    confirm: Confirm, evidence: Evidence, pairs: Sequence[Pair], *, report: Callable[[int], None] = lambda _: None
+    confirm: Confirm,
+    evidence: Evidence,
+    pairs: Sequence[Pair],
+    *,
+    report: Callable[[int], None] = lambda _: None,
 ) -> list[Measure]:
     """Measure every pair once."""
     out = []
@@ -163,33 +167,40 @@ def _rates(
 
 
 def calibrate(
-    confirm: Confirm, evidence: Evidence, pairs: Sequence[Pair], *, n_permutations: int, n_pairs: int, seed: int
+    confirm: Confirm,
+    evidence: Evidence,
+    pairs: Sequence[Pair],
+    *,
+    n_permutations: int,
+    n_pairs: int,
+    seed: int,
 ) -> Calibration:
     """Return how the score test behaves on pairs whose concepts were given to other entities.
 
     Each permutation moves whole trajectories between entities, so a well calibrated test rejects at its level.
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 4])))
-    chosen = [pairs[i] for i in np.sort(rng.permutation(len(pairs))[:n_pairs])]
     rows, n_entities = confirm.rows, confirm.rows.n_entities
-    truths = [confirm.concepts[p.target.concept].truth(confirm.split, p.target) for p in chosen]
-    firing = []
-    for pair in chosen:
-        detector = detector_of(evidence, pair)
-        firing.append(detector.row[detector.value > detector.threshold])
+    starts = np.searchsorted(rows.member, np.arange(n_entities))
+    firing: dict[Target, list[np.ndarray]] = {}
+    for i in np.sort(rng.permutation(len(pairs))[:n_pairs]):
+        detector = detector_of(evidence, pairs[i])
+        firing.setdefault(pairs[i].target, []).append(detector.row[detector.value > detector.threshold])
+
+    def per_entity(rows_of: np.ndarray) -> np.ndarray:
+        return np.bincount(rows.member[rows_of], minlength=n_entities).astype(np.float64)
+
     null = []
     for _ in range(n_permutations):
         source = permute_trajectories(rows, rng)
-        there = source >= 0
-        for (holds, applies), fired_rows in zip(truths, firing, strict=True):
-            known = there & applies[source]
+        for target, fired in firing.items():
+            holds, applies = confirm.concepts[target.concept].truth(confirm.split, target)
+            known = (source >= 0) & applies[source]
             held = known & holds[source]
-            active = fired_rows[known[fired_rows]]
-            sums = EntitySums(
-                *(
-                    np.bincount(rows.member[part], minlength=n_entities).astype(np.float64)
-                    for part in (active[held[active]], active, np.flatnonzero(held), np.flatnonzero(known))
-                )
-            )
-            null.append(score_statistic(sums))
+            # rows are sorted by entity, so sums over an entity are sums over a stretch
+            positives, total = (np.add.reduceat(m, starts, dtype=np.float64) for m in (held, known))
+            for fired_rows in fired:
+                active = fired_rows[known[fired_rows]]
+                hits = per_entity(active[held[active]])
+                null.append(score_statistic(EntitySums(hits, per_entity(active), positives, total)))
     return calibration(np.array(null))

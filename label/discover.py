@@ -54,7 +54,9 @@ class Screen:
         )
 
 
-def screen(levels: Levels, concepts: Sequence[Coded], *, report: Callable[[int], None] = lambda _: None) -> Screen:
+def screen(
+    levels: Levels, concepts: Sequence[Coded], *, report: Callable[[int], None] = lambda _: None
+) -> Screen:
     """Compare every feature with every concept on `discover`."""
     fits = []
     for i, concept in enumerate(concepts):
@@ -70,10 +72,10 @@ def best_of_features(
     screened: Screen, rows: Sequence[int], *, n_best: int, min_skill: float, min_auroc: float
 ) -> list[Pair]:
     """Return each feature's best concepts among the given rows of the screen, by skill."""
-    rows = np.asarray(rows, dtype=np.int64)
     if not len(rows):
         return []
-    skill = np.where(screened.auroc[rows] >= min_auroc, screened.skill[rows], -np.inf)
+    part = np.asarray(rows, dtype=np.int64)
+    skill = np.where(screened.auroc[part] >= min_auroc, screened.skill[part], -np.inf)
     order = np.argsort(-skill, axis=0, kind="stable")[:n_best]
     return [
         screened.pair(int(rows[c]), feature, rank)

@@ -104,7 +104,9 @@ class Evidence:
         return out
 
 
-def rows_of(split: str, entity: np.ndarray, time: np.ndarray, position: np.ndarray) -> tuple[Rows, np.ndarray]:
+def rows_of(
+    split: str, entity: np.ndarray, time: np.ndarray, position: np.ndarray
+) -> tuple[Rows, np.ndarray]:
     """Return the rows sorted by entity and time, and where each given row went."""
     order = np.lexsort((time, entity))
     place = np.empty(len(order), dtype=np.int64)

@@ -68,7 +68,7 @@ def choose(
     missed = np.setdiff1d(np.unique(rows.member[holds & applies]), order)
 
     def draw(members: np.ndarray) -> list[int]:
-        return np.sort(rng.permutation(members)[:per_band]).tolist()
+        return [int(m) for m in np.sort(rng.permutation(members)[:per_band])]
 
     return {
         "top": order[:per_band].tolist(),

@@ -87,7 +87,9 @@ def grow_from_features(
     return [Member(int(top[i]), float(fit.threshold[top[i]])) for i in chosen], f1
 
 
-def measure_group(confirm: Confirm, evidence: Evidence, members: Sequence[Member], target: Target) -> GroupMeasure:
+def measure_group(
+    confirm: Confirm, evidence: Evidence, members: Sequence[Member], target: Target
+) -> GroupMeasure:
     """Measure a group of features on confirm."""
     rows = [_fired(evidence, m.name, m.threshold) for m in members]
     return measure_union(confirm, [Detector(r, np.ones(len(r), np.float32), 0.0) for r in rows], target)

@@ -68,7 +68,7 @@ def feature(work: Labelling, j: int) -> dict[str, Any]:
         words = {"concept_text": info.text, "whole": work.whole.get(info.id, False)}
         record |= {"concept": info.id, "low": low, "high": high, "category": info.category}
         record |= {"threshold": pair.threshold, "q_value": q, **measured(measure)}
-        record["p_value"] = float(_p(work, j, pair.target))
+        record["p_value"] = _p(work, j, pair.target)
         record["title"] = title_of(info, coded, pair.target, words["whole"])
     record |= _nuisances(work, j) | _learned(work, j) | _used(work, j)
     record["description"] = template.describe({**dict.fromkeys(("learned", "used")), **record, **words})
@@ -76,9 +76,8 @@ def feature(work: Labelling, j: int) -> dict[str, Any]:
 
 
 def _p(work: Labelling, j: int, target: Target) -> float:
-    return next(
-        p for p, pair in zip(work.p, work.pairs, strict=True) if pair.feature == j and pair.target == target
-    )
+    at = next(i for i, pair in enumerate(work.pairs) if pair.feature == j and pair.target == target)
+    return float(work.p[at])
 
 
 def _nuisances(work: Labelling, j: int) -> dict[str, Any]:
@@ -98,7 +97,11 @@ def _learned(work: Labelling, j: int) -> dict[str, Any]:
     winner = work.decisions[j].winner
     assert winner is not None
     compared = work.compared[winner.pair.target]
-    out = {"learned": learned, **spread("over_raw", over_raw), **spread("over_twin", over_twin)}
+    out: dict[str, Any] = {
+        "learned": learned,
+        **spread("over_raw", over_raw),
+        **spread("over_twin", over_twin),
+    }
     if compared.column is not None and compared.column_measure is not None:
         out |= {"raw_column": compared.column.describe(), "raw_skill": compared.column_measure.skill.value}
     if compared.twin is not None and compared.twin_measure is not None:
@@ -179,7 +182,13 @@ def concepts(work: Labelling) -> Iterator[dict[str, Any]]:
 def _best(work: Labelling, i: int) -> dict[str, Any]:
     pair, measure = work.pairs[i], work.measures[i]
     low, high = work.by_id[pair.target.concept].bounds(pair.target)
-    out = {"feature": pair.feature, "low": low, "high": high, "threshold": pair.threshold, **measured(measure)}
+    out = {
+        "feature": pair.feature,
+        "low": low,
+        "high": high,
+        "threshold": pair.threshold,
+        **measured(measure),
+    }
     out |= {"p_value": float(work.p[i]), "q_value": float(work.q[i])}
     compared = work.compared[pair.target]
     if compared.column is not None and compared.column_measure is not None:
@@ -223,7 +232,19 @@ def summary(work: Labelling, features: Sequence[Mapping[str, Any]]) -> dict[str,
     used = [f["feature"] for f in labelled if f.get("used")]
     best: dict[str, dict[str, Any]] = {}
     baselines: dict[str, dict[str, float]] = {"raw_column": {}, "twin": {}}
-    keys = ("feature", "f1", "ap", "skill", "skill_low", "skill_high", "lift", "precision", "recall", "prevalence", "n_entities")
+    keys = (
+        "feature",
+        "f1",
+        "ap",
+        "skill",
+        "skill_low",
+        "skill_high",
+        "lift",
+        "precision",
+        "recall",
+        "prevalence",
+        "n_entities",
+    )
     for record in concepts(work):
         if "skill" not in record:
             continue
@@ -264,8 +285,12 @@ def _removal(work: Labelling, used: Sequence[int]) -> dict[str, Any] | None:
         "used_together": together,
         "all_features": everything,
         "entities": len(work.ablation.stream.codes),
-        "random_mean": float(np.mean([e.random_size for e in work.effects.values()])) if work.effects else None,
-        "matched_mean": float(np.mean([e.matched_size for e in work.effects.values()])) if work.effects else None,
+        "random_mean": float(np.mean([e.random_size for e in work.effects.values()]))
+        if work.effects
+        else None,
+        "matched_mean": float(np.mean([e.matched_size for e in work.effects.values()]))
+        if work.effects
+        else None,
     }
 
 

@@ -156,10 +156,15 @@ class Labelling:
         twin = None
         if inputs.twin_store is not None and inputs.twin_sae is not None:
             twin_store = ActivationStore.open(inputs.twin_store)
-            twin = _evidence(twin_store, load_sae(inputs.twin_sae), inputs.hook, "reading the twin's codes", report)
+            twin = _evidence(
+                twin_store, load_sae(inputs.twin_sae), inputs.hook, "reading the twin's codes", report
+            )
             for split in SPLITS:
                 if not np.array_equal(twin[split].rows.entity, evidence[split].rows.entity):
-                    raise StoreError(f"{inputs.twin_store} holds other rows than {inputs.store}", do="harvest the twin again")
+                    raise StoreError(
+                        f"{inputs.twin_store} holds other rows than {inputs.store}",
+                        do="harvest the twin again",
+                    )
         rows = {s: e.rows for s, e in evidence.items()}
         names = store.entity_ids()
         if names is None:
@@ -174,7 +179,9 @@ class Labelling:
             concepts += coded
             whole |= are_whole
         if not concepts:
-            raise ConceptError("no concept applies to this panel", do="check concepts.paths and the panel's product")
+            raise ConceptError(
+                "no concept applies to this panel", do="check concepts.paths and the panel's product"
+            )
         work = Labelling(inputs, config, seed, report, evidence, twin, concepts, ids)
         work.whole = whole
         return work
@@ -275,13 +282,18 @@ class Labelling:
             seed=self.seed,
         )
         self.ablation = Ablation(
-            stream, n_entities=self.config.ablation_entities, n_bootstrap=self.config.n_bootstrap, seed=self.seed
+            stream,
+            n_entities=self.config.ablation_entities,
+            n_bootstrap=self.config.n_bootstrap,
+            seed=self.seed,
         )
         live = np.flatnonzero(self.evidence["confirm"].count).tolist()
         self.ablation.live(live, report=lambda i: self.report("removing features", i, len(live)))
         labelled = self.labelled()
         for i, feature in enumerate(labelled):
-            effect = self.ablation.effect(feature, n_random=self.config.n_random, n_matched=self.config.n_matched)
+            effect = self.ablation.effect(
+                feature, n_random=self.config.n_random, n_matched=self.config.n_matched
+            )
             if effect is not None:
                 self.effects[feature] = effect
             self.report("comparing with random directions", i + 1, len(labelled))
@@ -305,7 +317,9 @@ class Labelling:
                 evidence = self.evidence["confirm"]
                 measure = measure_group(self.confirm, evidence, members, pair.target)
                 single = measure_group(self.confirm, evidence, members[:1], pair.target)
-                title = records.title_of(self._info(concept), coded, pair.target, self.whole.get(concept, False))
+                title = records.title_of(
+                    self._info(concept), coded, pair.target, self.whole.get(concept, False)
+                )
                 self.groups.append(records.group(coded, pair.target, title, members, f1, measure, single))
             self.report("growing groups", i + 1, len(self.best_of_concept))
 
@@ -424,7 +438,13 @@ class Labelling:
             bins += examples.histogram(evidence, feature, holds, applies)
             rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, 7, feature])))
             bands = examples.choose(
-                evidence, feature, winner.pair.threshold, holds, applies, per_band=self.config.examples, rng=rng
+                evidence,
+                feature,
+                winner.pair.threshold,
+                holds,
+                applies,
+                per_band=self.config.examples,
+                rng=rng,
             )
             shown += examples.timelines(evidence, feature, bands, holds, applies, self.ids, raw)
             if self.ablation is not None and feature in self.ablation.removed:
@@ -445,6 +465,10 @@ def _evidence(store: ActivationStore, sae: SAE, hook: str, phase: str, report: R
     for split in SPLITS:
         before = sum(len(e.rows) for e in out.values())
         out[split] = gather(
-            store, sae, hook, split, report=lambda done, before=before: report(phase, before + done, total)  # type: ignore[misc]
+            store,
+            sae,
+            hook,
+            split,
+            report=lambda done, before=before: report(phase, before + done, total),  # type: ignore[misc]
         )
     return out

@@ -55,7 +55,9 @@ FEATURES = pa.schema(
         ("twin_skill", _F),
         *_measured("over_twin"),
         ("used", _B),
-        *_measured("effect", "effect_size"),  # change of the default logit when removed: mean, and mean absolute
+        *_measured(
+            "effect", "effect_size"
+        ),  # change of the default logit when removed: mean, and mean absolute
         ("effect_share", _F),  # of what removing all features moves
         ("effect_entities", _I),
         ("random_size", _F),
@@ -76,7 +78,10 @@ ASSOCIATIONS = pa.schema(
         ("family", _S),  # concept, clock, hash, persistent, permuted
         ("low", _F),
         ("high", _F),
-        ("rank", _I),  # among the feature's concepts by skill on discover; -1 = the concept's best feature only
+        (
+            "rank",
+            _I,
+        ),  # among the feature's concepts by skill on discover; -1 = the concept's best feature only
         ("threshold", _F),
         ("auroc_discover", _F),
         ("skill_discover", _F),
@@ -131,7 +136,10 @@ GROUPS = pa.schema(
 EXAMPLES = pa.schema(
     [
         ("feature", _I),
-        ("band", _S),  # top, middle, low, near_miss (concept true, silent), false_alarm (fires, concept false)
+        (
+            "band",
+            _S,
+        ),  # top, middle, low, near_miss (concept true, silent), false_alarm (fires, concept false)
         ("example", _I),  # number within the band
         ("entity", _S),  # the user's id
         ("position", _I),
@@ -159,7 +167,9 @@ SCHEMAS = {
 }
 
 
-def write_table(folder: Path, name: str, records: Iterable[Mapping[str, Any]], *, extra: Iterable[str] = ()) -> None:
+def write_table(
+    folder: Path, name: str, records: Iterable[Mapping[str, Any]], *, extra: Iterable[str] = ()
+) -> None:
     """Write one table; columns a record lacks are null.
 
     Parameters
@@ -174,9 +184,13 @@ def write_table(folder: Path, name: str, records: Iterable[Mapping[str, Any]], *
     unknown = {key for row in rows for key in row} - set(schema.names)
     if unknown:
         raise KeyError(f"{name}: no column for {sorted(unknown)}")
-    columns = {field.name: pa.array([row.get(field.name) for row in rows], type=field.type) for field in schema}
+    columns = {
+        field.name: pa.array([row.get(field.name) for row in rows], type=field.type) for field in schema
+    }
     table = pa.table(columns, schema=schema)
-    pq.write_table(table.replace_schema_metadata({"format_version": str(FORMAT_VERSION)}), folder / f"{name}.parquet")
+    pq.write_table(
+        table.replace_schema_metadata({"format_version": str(FORMAT_VERSION)}), folder / f"{name}.parquet"
+    )
 
 
 def read_table(folder: Path, name: str) -> pa.Table:
@@ -192,7 +206,9 @@ def read_table(folder: Path, name: str) -> pa.Table:
     table = pq.read_table(folder / f"{name}.parquet")
     version = (table.schema.metadata or {}).get(b"format_version", b"").decode()
     if version != str(FORMAT_VERSION):
-        raise ValueError(f"{folder / name}.parquet has format {version!r}, this program reads {FORMAT_VERSION}")
+        raise ValueError(
+            f"{folder / name}.parquet has format {version!r}, this program reads {FORMAT_VERSION}"
+        )
     return table
 
 

@@ -57,7 +57,9 @@ class Coded:
         """Number of bins; 2 for a yes-or-no concept."""
         return 2 if self.edges is None else len(self.edges) - 1
 
-    def truth(self, split: str, target: Target) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
+    def truth(
+        self, split: str, target: Target
+    ) -> tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]:
         """Return where the target holds and where it applies."""
         codes = self.codes[split]
         return (codes >= target.low) & (codes <= target.high), codes >= 0
@@ -72,7 +74,12 @@ class Coded:
 
 
 def code_concept(
-    id_: str, family: Family, values: Mapping[str, np.ndarray], known: Mapping[str, np.ndarray], *, numeric: bool
+    id_: str,
+    family: Family,
+    values: Mapping[str, np.ndarray],
+    known: Mapping[str, np.ndarray],
+    *,
+    numeric: bool,
 ) -> Coded:
     """Code a concept from its values per split; the bins of a numeric one come from `discover` alone."""
     if not numeric:
@@ -91,7 +98,9 @@ def clocks(rows: Mapping[str, Rows]) -> list[Coded]:
     """Return position and calendar time as nuisances."""
     everywhere = {s: np.ones(len(r), dtype=bool) for s, r in rows.items()}
     return [
-        code_concept("clock_position", "clock", {s: r.position for s, r in rows.items()}, everywhere, numeric=True),
+        code_concept(
+            "clock_position", "clock", {s: r.position for s, r in rows.items()}, everywhere, numeric=True
+        ),
         code_concept("clock_time", "clock", {s: r.time for s, r in rows.items()}, everywhere, numeric=True),
     ]
 
@@ -130,7 +139,9 @@ def persistent_controls(rows: Mapping[str, Rows], concepts: Sequence[Coded], *, 
 def permuted_controls(rows: Mapping[str, Rows], concepts: Sequence[Coded], *, seed: int) -> list[Coded]:
     """Return every concept with whole trajectories given to other entities, aligned by calendar time."""
     sources = {
-        s: permute_trajectories(r, np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 2, i]))))
+        s: permute_trajectories(
+            r, np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 2, i])))
+        )
         for i, (s, r) in enumerate(rows.items())
     }
     return [

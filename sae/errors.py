@@ -16,7 +16,9 @@ class UserError(Exception):
 
     def __init__(self, what: str, *, got: str = "", expected: str = "", do: str = "") -> None:
         parts = [what]
-        parts += [f"  {name}: {text}" for name, text in (("got", got), ("expected", expected), ("do", do)) if text]
+        parts += [
+            f"  {name}: {text}" for name, text in (("got", got), ("expected", expected), ("do", do)) if text
+        ]
         super().__init__("\n".join(parts))
 
 

@@ -11,7 +11,10 @@ from jaxtyping import install_import_hook
 # shapes in signatures are checked while tests run; modules of configuration are pydantic's to check
 CHECKED = (
     [f"sae.{m}" for m in ("codes", "folding", "geometry", "kernels", "losses", "metrics", "operators")]
-    + [f"label.{m}" for m in ("statistics", "confirm", "groups", "baselines", "targets", "evidence", "discover")]
+    + [
+        f"label.{m}"
+        for m in ("statistics", "confirm", "groups", "baselines", "targets", "evidence", "discover")
+    ]
     + [f"activations_cache.{m}" for m in ("store", "shards", "moments", "loader", "splits")]
     + [f"activations_cache.reference.{m}" for m in ("credit_transformer", "histories", "scores", "baseline")]
 )

@@ -234,9 +234,8 @@ def _controls(labels: Labels) -> Markup:
             "p",
             None,
             f"With {count(test.get('n'))} statistics from permuted trajectories, the test rejects "
-            f"{share(test['rejected_at_0.05'])} at the 5% level; their variance is "
-            f"{fixed(test.get('inflation'))} times that of a normal distribution, and p-values are widened "
-            "where it is above 1.",
+            f"{share(test['rejected_at_0.05'])} at the 5% level; p-values are widened by an inflation of "
+            f"{fixed(test.get('inflation'))} (1 = the tail is a normal distribution's, or lighter).",
         )
     return section(
         "controls",

@@ -63,13 +63,13 @@ def ap_draws(
     """
     draws = weights.shape[1]
     if not len(value):
-        return positives / np.maximum(total, 1)
+        return np.asarray(positives / np.maximum(total, 1))
     new = np.append(True, np.diff(value) != 0)
     group = np.cumsum(new) - 1
     hits = np.bincount(group, weights=truth) > 0
     # a segment ends with a group that holds a positive; the rows after the last such group matter to none
-    segment = np.cumsum(hits) - hits
-    row_segment = segment[group]
+    segment: np.ndarray = np.cumsum(hits) - hits
+    row_segment: np.ndarray = segment[group]
     n_segments = int(hits.sum())
     used = row_segment < n_segments
     starts = np.flatnonzero(np.diff(row_segment[used], prepend=-1))
@@ -86,7 +86,7 @@ def _ap(
     w: np.ndarray, truth: np.ndarray, starts: np.ndarray, positives: np.ndarray, total: np.ndarray
 ) -> Float[np.ndarray, " draws"]:
     if not len(starts):
-        return positives / np.maximum(total, 1)
+        return np.asarray(positives / np.maximum(total, 1))
     # the weights are counts, so single precision is exact up to 2^24 rows
     exact = np.float32 if total.max() < 1 << 24 else np.float64
     fired = np.cumsum(np.add.reduceat(w, starts, axis=0), axis=0, dtype=exact)
@@ -95,6 +95,6 @@ def _ap(
     found = np.cumsum(gained, axis=0, dtype=exact)
     positives = np.maximum(positives, 1e-12)
     np.divide(found, np.maximum(fired, 1, out=fired), out=fired)
-    ap = np.einsum("sd,sd->d", gained, fired, dtype=np.float64) / positives
+    ap = (gained * fired).sum(0, dtype=np.float64) / positives
     rest = 1 - found[-1] / positives
     return np.asarray(ap + rest * positives / np.maximum(total, 1e-12))

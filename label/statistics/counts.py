@@ -126,7 +126,7 @@ def average_precision(
     precision = falling_tp / np.maximum(falling_fired, 1)
     positives = np.maximum(positives, 1)
     found = (steps * precision).sum(1) / positives
-    return found + (1 - falling_tp[:, -1] / positives) * positives / max(n, 1)
+    return np.asarray(found + (1 - falling_tp[:, -1] / positives) * positives / max(n, 1))
 
 
 def skill_of(ap: np.ndarray, prevalence: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from functools import partial
 
 import torch
-import torch.nn.functional as F  # noqa: N812 - the name the field knows
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 

@@ -39,4 +39,5 @@ def score(run: Path) -> Score:
 
 if __name__ == "__main__":
     found = score(Path(sys.argv[1]))
-    print(f"{found.n_labels} labels; {found.right:.3f} name the nearest direction's concept; {found.named:.3f} of concepts are named")
+    print(f"{found.n_labels} labels; {found.right:.3f} name the nearest direction's concept;")
+    print(f"{found.named:.3f} of concepts are named")

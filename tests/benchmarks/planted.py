@@ -92,7 +92,9 @@ def code(found: Found, name: str) -> dict[str, Coded]:
             entity="entity_id",
             time="t",
         )
-        coded, _ = code_table(Path(scratch) / "t.parquet", infos, {s: e.rows for s, e in found.trained.items()})
+        coded, _ = code_table(
+            Path(scratch) / "t.parquet", infos, {s: e.rows for s, e in found.trained.items()}
+        )
     return {c.id: c for c in coded}
 
 
@@ -159,14 +161,18 @@ def hazard_effects(found: Found) -> list[dict[str, Any]]:
         entities = np.flatnonzero(np.isin(stream.codes, rows.entity[last[(holds & applies)[last]]]))
         if not members or len(entities) < 10:
             continue
-        parts = [(torch.from_numpy(stream.activation(m.name)), found.sae.W_dec[m.name].detach()) for m in members]
+        parts = [
+            (torch.from_numpy(stream.activation(m.name)), found.sae.W_dec[m.name].detach()) for m in members
+        ]
 
         def removed(index, parts=parts):
             return sum(z[index].unsqueeze(-1) * w for z, w in parts)
 
         change = float((stream.without(removed, entities) - base[entities]).mean())
         # the concept adds its term while it holds, so removing what encodes it should take that away
-        out.append({"concept": name, "term": term["hazard_log_odds"], "change": change, "entities": len(entities)})
+        out.append(
+            {"concept": name, "term": term["hazard_log_odds"], "change": change, "entities": len(entities)}
+        )
     return out
 
 
@@ -182,21 +188,28 @@ def labels_of(run: Path) -> dict[str, list[dict[str, Any]]]:
 
 def main(run: Path) -> None:
     found = read(run)
-    print(f"{'latent state':24} {'prev.':>6}  {'trained':>22} {'twin':>6} {'raw':>6}  over twin            over raw")
+    print(
+        f"{'latent state':24} {'prev.':>6}  {'trained':>22} {'twin':>6} {'raw':>6}  over twin            over raw"
+    )
     results = latents(found)
     for r in results:
         a, b = r.over(r.twin), r.over(r.raw)
         f1 = r.trained.f1
         print(
-            f"{r.concept:24} {r.prevalence:6.2%}  {f1.value:6.3f} [{f1.low:.3f}, {f1.high:.3f}] {r.twin.f1.value:6.3f} "
-            f"{r.raw.f1.value:6.3f}  {a.value:+.3f} [{a.low:+.3f}, {a.high:+.3f}]  {b.value:+.3f} [{b.low:+.3f}, {b.high:+.3f}]"
-            f"  {'exceeds both' if r.exceeds else ''}"
+            f"{r.concept:24} {r.prevalence:6.2%}  {f1.value:6.3f} [{f1.low:.3f}, {f1.high:.3f}] "
+            f"{r.twin.f1.value:6.3f} {r.raw.f1.value:6.3f}  {a.value:+.3f} [{a.low:+.3f}, {a.high:+.3f}]  "
+            f"{b.value:+.3f} [{b.low:+.3f}, {b.high:+.3f}]  {'exceeds both' if r.exceeds else ''}"
         )
-    print(f"{sum(r.exceeds for r in results)} of {len(results)} latent states: the trained group exceeds twin and raw columns\n")
+    above = sum(r.exceeds for r in results)
+    print(f"{above} of {len(results)} latent states: the trained group exceeds twin and raw columns\n")
     effects = hazard_effects(found)
     for e in sorted(effects, key=lambda e: -e["term"]):
         agrees = np.sign(-e["change"]) == np.sign(e["term"])
-        print(f"{e['concept']:30} term {e['term']:+.2f}  removal {e['change']:+.4f}  {'agrees' if agrees else 'DISAGREES'}  ({e['entities']} entities)")
+        verdict = "agrees" if agrees else "DISAGREES"
+        print(
+            f"{e['concept']:30} term {e['term']:+.2f}  removal {e['change']:+.4f}  {verdict}  "
+            f"({e['entities']} entities)"
+        )
     if len(effects) > 2:
         order = spearmanr([e["term"] for e in effects], [-e["change"] for e in effects]).statistic
         print(f"rank correlation of terms and effects {order:.2f}\n")

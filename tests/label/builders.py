@@ -21,7 +21,12 @@ def make_evidence(dense: np.ndarray, rows: Rows) -> Evidence:
     return by_feature(rows, dense.shape[1], row, feature, dense[row, feature])
 
 
-def yes_no(id_: str, truth: np.ndarray, known: np.ndarray | None = None, splits: tuple[str, ...] = ("discover", "confirm")) -> Coded:
+def yes_no(
+    id_: str,
+    truth: np.ndarray,
+    known: np.ndarray | None = None,
+    splits: tuple[str, ...] = ("discover", "confirm"),
+) -> Coded:
     known = np.ones(len(truth), dtype=bool) if known is None else known
     codes = np.where(known, truth, -1).astype(np.int8)
     return Coded(id_, "concept", None, dict.fromkeys(splits, codes))

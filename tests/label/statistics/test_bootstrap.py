@@ -14,7 +14,9 @@ def setup(seed=0, n_entities=30, length=7):
     rng = np.random.default_rng(seed)
     rows = make_rows(n_entities, length, "confirm")
     truth = rng.random(len(rows)) < 0.3
-    value = np.where(rng.random(len(rows)) < 0.5, 0, np.round(rng.gamma(1, 1, len(rows)) + truth, 1)).astype(np.float32)
+    value = np.where(rng.random(len(rows)) < 0.5, 0, np.round(rng.gamma(1, 1, len(rows)) + truth, 1)).astype(
+        np.float32
+    )
     known = rng.random(len(rows)) < 0.9
     weights = entity_weights(n_entities, 40, seed=seed)
     evidence = make_evidence(value[:, None], rows)
@@ -54,7 +56,9 @@ def test_support_counts_entities_not_rows():
 
 def test_a_detector_that_never_fires_has_the_skill_of_chance():
     empty = np.empty(0)
-    out = ap_draws(empty, empty.astype(int), empty.astype(bool), np.array([3.0]), np.array([10.0]), np.ones((4, 1)))
+    out = ap_draws(
+        empty, empty.astype(int), empty.astype(bool), np.array([3.0]), np.array([10.0]), np.ones((4, 1))
+    )
     assert out[0] == pytest.approx(0.3)
 
 
