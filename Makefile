@@ -18,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/assay run configs/quickstart.yaml
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -1,0 +1,95 @@
+"""Removing features: the planted cause is found used, a bystander is not, and nothing else is recomputed wrongly."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import sae.architectures  # noqa: F401
+from activations_cache.harvest import HarvestConfig, harvest
+from activations_cache.hooks import capture, intercept
+from activations_cache.reference.histories import collate
+from activations_cache.sources.panel import PanelSource
+from label.cause import Ablation, Stream
+from sae.architectures.batch_topk import BatchTopKConfig
+from sae.folding import fold
+from sae.world import World
+from tests.activations_cache.reference.test_credit_transformer import SHAPE, make_panel
+
+
+@pytest.fixture(scope="module")
+def case(tmp_path_factory):
+    """A small model whose default head reads one direction of the stream; features along it and across it."""
+    from activations_cache.reference.credit_transformer import CreditTransformer
+    from activations_cache.reference.histories import model_config
+
+    folder = tmp_path_factory.mktemp("cause")
+    panel = make_panel(folder, n=600)
+    torch.manual_seed(0)
+    dims = SHAPE.model_dump(exclude={"kind", "n_knots"})
+    model = CreditTransformer(
+        model_config(panel, np.ones(len(panel.time), bool), n_knots=8, shape=dims)
+    ).eval()
+    source = PanelSource(folder, model, ["layers.1"], provenance={}, seed=0)
+    store = harvest(source, folder / "a.zarr", HarvestConfig(), seed=0, world=World.single("cpu"))
+    d = SHAPE.d_model
+    sae = BatchTopKConfig(d_sae=12, k=4).build(d, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        reads = model.default_head.weight[0] * model.norm.weight
+        basis = torch.linalg.qr(torch.cat([(reads - reads.mean())[:, None], torch.randn(d, 11)], 1))[0].T
+        sae.W_dec.copy_(basis[:12])
+        sae.W_enc.copy_(basis[:12])
+        sae.b_enc.zero_()
+        sae.b_dec.zero_()
+        sae.threshold.fill_(0.2)
+    sae = fold(sae, torch.zeros(d), 1.0)
+    stream = Stream.read(store, model, panel, "layers.1", sae, n_entities=1000, seed=0)
+    return SimpleNamespace(panel=panel, model=model, sae=sae, stream=stream)
+
+
+def test_what_is_subtracted_equals_a_full_pass_with_a_hook(case):
+    stream = case.stream
+    feature = int(np.diff(stream.starts).argmax())
+    z = torch.from_numpy(stream.activation(feature))
+    entities = stream.fired(feature)[:20]
+    w = case.sae.W_dec[feature].detach()
+    fast = stream.without(lambda index: z[index].unsqueeze(-1) * w, entities)
+    for i, e in enumerate(entities):
+        histories = collate(case.panel, stream.codes[[e]])
+
+        def remove(x):
+            codes = case.sae.encode(x[0]).to_dense(case.sae.d_sae)[:, feature]
+            return x - codes[None, :, None] * w
+
+        with torch.inference_mode(), intercept(case.model, {"layers.1": remove}):
+            slow = case.model(histories.values, histories.gap).default_logit[0, -1]
+        assert fast[i] == pytest.approx(float(slow), abs=1e-4)
+
+
+def test_removing_nothing_changes_nothing(case):
+    everyone = np.arange(len(case.stream.codes))
+    base = case.stream.without(lambda index: torch.zeros(()), everyone)
+    histories = collate(case.panel, case.stream.codes[:5])
+    with torch.inference_mode(), capture(case.model, ["layers.1"]):
+        out = case.model(histories.values, histories.gap).default_logit
+    last = histories.real.sum(1) - 1
+    np.testing.assert_allclose(base[:5], out[torch.arange(5), last].numpy(), atol=1e-5)
+
+
+def test_the_feature_that_the_head_reads_is_used_and_those_across_it_are_not(case):
+    ablation = Ablation(case.stream, n_entities=120, n_bootstrap=200, seed=0)
+    live = [j for j in range(12) if len(case.stream.fired(j))]
+    ablation.live(live)
+    effects = {j: ablation.effect(j, n_random=5, n_matched=5) for j in live}
+    assert effects[0].used
+    assert effects[0].over_random.low > 0
+    assert not any(e.used for j, e in effects.items() if j)
+    assert effects[0].share > max(e.share for j, e in effects.items() if j)
+
+
+def test_all_together_is_the_sum_of_all(case):
+    ablation = Ablation(case.stream, n_entities=50, n_bootstrap=60, seed=0)
+    together, everything = ablation.together(range(12))
+    assert together == pytest.approx(everything, rel=1e-4)
+    assert ablation.together([])[0] == 0
