@@ -1,7 +1,7 @@
 """Reading and changing what flows through a model, with plain forward hooks: one mechanism for capture, splice, ablation.
 
 `layers.2` is the output of that module, `layers.2:in` its first input, `layers.2[0]` an item of a tuple and
-`layers.2@1` the second call within one forward pass; names may hold globs.
+`layers.2@1` the second call within one forward pass; names may hold globs, which stay within one part of a dotted name.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def resolve_hooks(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     lost: list[str] = []
     for pattern in patterns:
         module = HookPoint.parse(pattern).module
-        matches = [n for n in names if n == module] or fnmatch.filter(names, module)
+        matches = [n for n in names if n == module] or [n for n in names if _fits(n, module)]
         if not matches:
             lost.append(pattern)
         found += [n + pattern[len(module) :] for n in matches]
@@ -71,6 +71,12 @@ def resolve_hooks(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             expected=f"one of its modules, such as {', '.join(names[:12])}",
         )
     return list(dict.fromkeys(found))
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """Compare part by part, so that `layers.*` means the layers and not everything inside them."""
+    parts, globs = name.split("."), pattern.split(".")
+    return len(parts) == len(globs) and all(map(fnmatch.fnmatchcase, parts, globs))
 
 
 @contextmanager
@@ -134,7 +140,9 @@ class _Visitor:
         if isinstance(output, Tensor) and self.point.item is None:
             return self.visit(output)
         if not isinstance(output, tuple):
-            raise ConfigError(f"hook {self.name!r} asks for an item", got=type(output).__name__, expected="a tuple")
+            raise ConfigError(
+                f"hook {self.name!r} asks for an item", got=type(output).__name__, expected="a tuple"
+            )
         if self.point.item is None:
             raise ConfigError(
                 f"hook {self.name!r} reads a module that returns {len(output)} values",

@@ -138,7 +138,9 @@ class Panel:
             split=split,
             entity_split=_codes(per_entity["split"]),
             inner=per_entity["inner"].to_numpy(zero_copy_only=False),
-            outcome=table["outcome"].to_numpy(zero_copy_only=False) if "outcome" in table.column_names else None,
+            outcome=table["outcome"].to_numpy(zero_copy_only=False)
+            if "outcome" in table.column_names
+            else None,
             outcome_per=profile["outcome_per"],
         )
 
@@ -226,10 +228,11 @@ def _check_config(config: PanelConfig, available: Sequence[str]) -> dict[str, st
     return admitted
 
 
-def _time_expression(connection: duckdb.DuckDBPyConnection, config: PanelConfig) -> str:
-    """Return SQL that gives the period index, or null where the value cannot be read."""
-    column = sql.quote(config.time)
-    kind = str(connection.execute(f"SELECT typeof({column}) FROM raw LIMIT 1").fetchone()[0]).upper()  # type: ignore[index]
+def time_expression(connection: duckdb.DuckDBPyConnection, table: str, name: str, period: str) -> str:
+    """Return SQL that gives a time column's period index (month or day), or null where it cannot be read."""
+    column = sql.quote(name)
+    found = connection.execute(f"SELECT typeof({column}) FROM {sql.quote(table)} LIMIT 1").fetchall()
+    kind = str(found[0][0]).upper() if found else "NULL"
     if kind.startswith(("DATE", "TIMESTAMP")):
         date = f"CAST({column} AS DATE)"
     elif kind == "VARCHAR":
@@ -238,13 +241,14 @@ def _time_expression(connection: duckdb.DuckDBPyConnection, config: PanelConfig)
     else:
         whole = f"TRY_CAST({column} AS BIGINT)"
         return f"CASE WHEN {whole} = {column} THEN {whole} END"
-    if config.period == "day":
+    if period == "day":
         return f"date_diff('day', DATE '1970-01-01', {date})"
     return f"(year({date}) * 12 + month({date}) - 1)"
 
 
 def _canonical(connection: duckdb.DuckDBPyConnection, config: PanelConfig, admitted: dict[str, str]) -> None:
-    parts = [f"CAST({sql.quote(config.entity)} AS VARCHAR) AS id", f"{_time_expression(connection, config)} AS time"]
+    time = time_expression(connection, "raw", config.time, config.period)
+    parts = [f"CAST({sql.quote(config.entity)} AS VARCHAR) AS id", f"{time} AS time"]
     parts += [f"{sql.quote(config.time)} AS time_as_given"]
     failures = []
     for name, expression in admitted.items():
@@ -277,14 +281,19 @@ def _check_rows(connection: duckdb.DuckDBPyConnection, config: PanelConfig) -> N
         ),
         (
             "(entity, time) that occur more than once",
-            "SELECT id, any_value(time_as_given), count(*) || ' rows' FROM canonical GROUP BY id, time HAVING count(*) > 1 ORDER BY 1, 2",
+            "SELECT id, any_value(time_as_given), count(*) || ' rows' FROM canonical "
+            "GROUP BY id, time HAVING count(*) > 1 ORDER BY 1, 2",
         ),
     ]
     for name in config.columns:
-        checks.append((f"infinite values in {name}", f"SELECT id, time_as_given FROM canonical WHERE isinf({sql.quote(name)})"))
+        infinite = f"SELECT id, time_as_given FROM canonical WHERE isinf({sql.quote(name)})"
+        checks.append((f"infinite values in {name}", infinite))
     if config.outcome is not None:
         checks.append(
-            ("outcomes other than 0, 1 or null", "SELECT DISTINCT outcome FROM canonical WHERE outcome NOT IN (0, 1)")
+            (
+                "outcomes other than 0, 1 or null",
+                "SELECT DISTINCT outcome FROM canonical WHERE outcome NOT IN (0, 1)",
+            )
         )
         if config.outcome_per == "entity":
             checks.append(
@@ -300,7 +309,10 @@ def _check_rows(connection: duckdb.DuckDBPyConnection, config: PanelConfig) -> N
         if count:
             problems.append(f"{count} {what}: {shown}{' ...' if count > 5 else ''}")
     if problems:
-        raise PanelError("the panel cannot be used as it is\n  " + "\n  ".join(problems), do="mend the table, or the expressions in panel:")
+        raise PanelError(
+            "the panel cannot be used as it is\n  " + "\n  ".join(problems),
+            do="mend the table, or the expressions in panel:",
+        )
 
 
 def _write(config: PanelConfig, table: pa.Table, out: Path) -> dict[str, Any]:
@@ -330,7 +342,12 @@ def _write(config: PanelConfig, table: pa.Table, out: Path) -> dict[str, Any]:
         data["outcome"] = table["outcome"]
     out.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(data), out / "panel.parquet", row_group_size=1 << 17)
-    per_entity = {"entity": np.arange(len(names)), "id": names, "split": np.array(SPLITS)[entity_split], "inner": inner}
+    per_entity = {
+        "entity": np.arange(len(names)),
+        "id": names,
+        "split": np.array(SPLITS)[entity_split],
+        "inner": inner,
+    }
     pq.write_table(pa.table(per_entity), out / "entities.parquet")
     profile = _profile(config, pa.table(data), entity, split, entity_split)
     (out / "profile.json").write_text(json.dumps(profile, indent=1))
@@ -345,9 +362,12 @@ def _period(config: PanelConfig) -> int:
         year, month, *day = (int(part) for part in str(cut).split("-"))
         if config.period == "month":
             return year * 12 + month - 1
-        return int((np.datetime64(f"{year:04d}-{month:02d}-{day[0] if day else 1:02d}") - np.datetime64("1970-01-01")).astype(int))
+        date = np.datetime64(f"{year:04d}-{month:02d}-{day[0] if day else 1:02d}")
+        return int((date - np.datetime64("1970-01-01")).astype(int))
     except ValueError as error:
-        raise PanelError(f"cannot read panel.split.out_of_time={cut!r}", expected="a period number or 'YYYY-MM'") from error
+        raise PanelError(
+            f"cannot read panel.split.out_of_time={cut!r}", expected="a period number or 'YYYY-MM'"
+        ) from error
 
 
 def _profile(
@@ -393,4 +413,5 @@ def _profile(
 
 def _codes(column: pa.ChunkedArray) -> np.ndarray:
     """Turn split names into indices into SPLITS."""
-    return pc.index_in(column, pa.array(SPLITS)).to_numpy().astype(np.int8)
+    codes: np.ndarray = pc.index_in(column, pa.array(SPLITS)).to_numpy().astype(np.int8)
+    return codes

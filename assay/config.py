@@ -7,14 +7,15 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
+import activations_cache.sources  # noqa: F401 - registers the kinds of sources
 import sae.architectures  # noqa: F401 - registers the kinds of dictionaries
 from activations_cache.harvest import HarvestConfig
+from activations_cache.models import ModelConfig
 from activations_cache.panel import PanelConfig
 from activations_cache.reference.config import ReferenceConfig
 from activations_cache.reference.fit import FitConfig, ModelShape
 from activations_cache.sources.base import SourceConfig
 from activations_cache.sources.panel import PanelSourceConfig
-from activations_cache.sources.synthetic import SyntheticSourceConfig
 from label.config import ConceptsConfig, LabelConfig
 from sae.base import SAEConfig
 from sae.config import Config
@@ -44,8 +45,8 @@ class RunConfig(Config):
     """The panel."""
     source: SourceConfig = PanelSourceConfig()
     """What activations are read from."""
-    model: ModelShape | None = None
-    """The model that reads the panel."""
+    model: ModelConfig | None = None
+    """The model that reads: fitted by the run, from a folder, or any torch module."""
     fit: FitConfig | None = None
     """Training of that model."""
     harvest: HarvestConfig | None = None
@@ -75,13 +76,26 @@ class RunConfig(Config):
             missing = [name for name in others if getattr(self, section) is not None and getattr(self, name) is None]
             if missing:
                 raise ValueError(f"section {section} needs {', '.join(missing)}")
-        if self.harvest is not None and isinstance(self.source, PanelSourceConfig) and self.fit is None:
-            raise ValueError("source panel needs the sections panel, model and fit")
+        if self.fit is not None and not isinstance(self.model, ModelShape):
+            raise ValueError("section fit trains model.kind=credit_transformer only; leave it out for other models")
+        if self.harvest is not None:
+            needed = list(self.source.needs)
+            if "model" in needed and isinstance(self.model, ModelShape):
+                # it has no weights before it is fitted
+                needed.append("fit")
+            missing = [name for name in needed if getattr(self, name) is None]
+            if missing:
+                raise ValueError(f"source {self.source.kind} needs the section(s) {', '.join(missing)}")
         if self.panel is not None and self.panel.path is None and self.reference is None:
             raise ValueError("panel.path is missing: give panel.path=FILE, or a `reference` section that generates one")
         return self
 
     @property
-    def is_synthetic(self) -> bool:
-        """Whether activations are drawn, not read off a model."""
-        return isinstance(self.source, SyntheticSourceConfig)
+    def reads_panel(self) -> bool:
+        """Whether activations belong to the entities and periods of the panel."""
+        return self.source.reads_panel
+
+    @property
+    def fits_model(self) -> bool:
+        """Whether activations are read off a model that the run fits, and so can re-initialise and intervene in."""
+        return isinstance(self.source, PanelSourceConfig) and self.fit is not None

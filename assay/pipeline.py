@@ -16,11 +16,10 @@ import torch
 from activations_cache.harvest import HarvestProgress, estimate, harvest, weights_hash
 from activations_cache.panel import Panel, find_files, prepare, read_profile
 from activations_cache.reference.credit_transformer import CreditTransformer
-from activations_cache.reference.fit import FitProgress, evaluate, fit, reinitialised
+from activations_cache.reference.fit import FitProgress, ModelShape, evaluate, fit, reinitialised
 from activations_cache.reference.generator import generate
-from activations_cache.sources.base import ActivationSource
-from activations_cache.sources.panel import PanelSource
-from activations_cache.sources.synthetic import SyntheticSource, SyntheticSourceConfig
+from activations_cache.sources.base import ActivationSource, HarvestInputs
+from activations_cache.splits import SplitConfig
 from activations_cache.store import ActivationStore
 from label.concepts.evaluation import evaluate_concepts
 from label.concepts.language import ConceptInfo, NotApplicable, load_concepts
@@ -60,7 +59,7 @@ def make_panel(context: Context, out: Path) -> None:
 def make_model(context: Context, out: Path) -> None:
     """Fit the reference model and say how well it ranks entities it never saw."""
     config = context.config
-    assert config.model is not None and config.fit is not None
+    assert isinstance(config.model, ModelShape) and config.fit is not None
     panel = Panel.open(context.folder / "panel")
     rows = int((panel.split == 0).sum())
     context.console.note(
@@ -126,7 +125,7 @@ def make_evaluation(context: Context, out: Path) -> None:
     for split in ("discover", "confirm", "out_of_time"):
         if store.splits.get(split):
             record[split] = evaluate_dictionary(store, sae, context.hook, split)
-    if not context.config.is_synthetic:
+    if context.config.fits_model:
         model = CreditTransformer.from_pretrained(context.folder / "model").eval().to(context.world.device)
         panel = Panel.open(context.folder / "panel")
         record["fidelity"] = evaluate_fidelity(model, panel, context.hook, sae, seed=context.config.seed)
@@ -141,7 +140,7 @@ def make_concepts(context: Context, out: Path) -> None:
     panel, entities = _rows_for_concepts(context, out)
     tables: list[dict[str, Any]] = []
     skipped: list[NotApplicable] = []
-    if config.paths and context.config.panel is not None:
+    if config.paths and context.config.panel is not None and context.config.reads_panel:
         library = load_concepts([Path(p) for p in config.paths])
         fit_, skipped = library.applicable(context.config.panel.product, list(context.config.panel.columns))
         labels = [c for c in fit_ if c.kind != "outcome"]
@@ -183,7 +182,7 @@ def make_labels(context: Context, out: Path) -> None:
     assert config.label is not None
     record = json.loads((folder / "concepts" / "concepts.json").read_text())
     twin = folder / "twin"
-    has_twin = config.twin and not config.is_synthetic
+    has_twin = config.twin and config.fits_model
     inputs = LabelInputs(
         store=folder / "activations.zarr",
         sae=folder / "sae" / context.dictionary,
@@ -193,8 +192,8 @@ def make_labels(context: Context, out: Path) -> None:
             for t in record["tables"]
         ],
         not_applicable=[NotApplicable(*item) for item in record["not_applicable"]],
-        panel=None if config.is_synthetic else folder / "panel",
-        model=None if config.is_synthetic else folder / "model",
+        panel=folder / "panel" if config.reads_panel else None,
+        model=folder / "model" if config.fits_model else None,
         twin_store=twin / "activations.zarr" if has_twin else None,
         twin_sae=twin / "sae" / context.dictionary if has_twin else None,
         fidelity=_fidelity(context),
@@ -234,25 +233,27 @@ def profile_lines(profile: dict[str, Any]) -> list[str]:
 
 
 def _source(context: Context, model_folder: Path) -> ActivationSource:
+    """Build the configured source; `model_folder` holds the fitted model or its twin, where there is one."""
     config = context.config
-    if isinstance(config.source, SyntheticSourceConfig):
-        return SyntheticSource(config.source)
-    assert config.harvest is not None and config.panel is not None
-    model = CreditTransformer.from_pretrained(model_folder).to(context.world.device)
-    profile = read_profile(context.folder / "panel")
-    provenance = {
-        "model": "credit_transformer",
-        "weights": weights_hash(model_folder),
-        "panel": {k: profile[k] for k in ("rows", "entities", "product", "columns")},
-        "panel_stage": json.loads((context.folder / "run.json").read_text())["stages"]["panel"]["fingerprint"],
-    }
-    return PanelSource(
-        context.folder / "panel",
-        model,
-        config.harvest.hooks,
+    assert config.harvest is not None
+    provenance: dict[str, Any] = {}
+    if config.fits_model:
+        provenance |= {"model": "credit_transformer", "weights": weights_hash(model_folder)}
+    if config.reads_panel:
+        profile = read_profile(context.folder / "panel")
+        run = json.loads((context.folder / "run.json").read_text())
+        provenance["panel"] = {k: profile[k] for k in ("rows", "entities", "product", "columns")}
+        provenance["panel_stage"] = run["stages"]["panel"]["fingerprint"]
+    inputs = HarvestInputs(
+        hooks=config.harvest.hooks,
+        device=context.world.device,
+        model=config.model,
+        fitted=model_folder,
+        panel=context.folder / "panel",
+        split=SplitConfig() if config.panel is None else config.panel.split,
         provenance=provenance,
-        seed=config.panel.split.seed,
     )
+    return config.source.build(inputs=inputs)
 
 
 def _harvest(context: Context, out: Path, model_folder: Path) -> None:
@@ -300,13 +301,14 @@ def _train(context: Context, out: Path, store: Path, stage: str) -> None:
 
 def _rows_for_concepts(context: Context, out: Path) -> tuple[Path, Path]:
     """Return the files that say which rows and entities there are; without a panel they come from the store."""
-    if not context.config.is_synthetic:
+    if context.config.reads_panel:
         return context.folder / "panel" / "panel.parquet", context.folder / "panel" / "entities.parquet"
     store = ActivationStore.open(context.folder / "activations.zarr")
     parts = [store.coordinates(split) for split, rows in store.splits.items() if rows]
     entity, time = (np.concatenate([p[i] for p in parts]) for i in (0, 2))
-    order = np.lexsort((time, entity))
-    pq.write_table(pa.table({"entity": entity[order], "time": time[order]}), out / "rows.parquet")
+    # several rows may share a time, such as events of one day
+    rows = np.unique(np.stack([entity, time], axis=1), axis=0)
+    pq.write_table(pa.table({"entity": rows[:, 0], "time": rows[:, 1]}), out / "rows.parquet")
     pq.write_table(store.entity_ids(), out / "entities.parquet")
     return out / "rows.parquet", out / "entities.parquet"
 
@@ -354,6 +356,11 @@ def _panel_files(config: RunConfig) -> Sequence[Path]:
     return find_files([config.panel.path] if isinstance(config.panel.path, str) else config.panel.path)
 
 
+def _source_files(config: RunConfig) -> Sequence[Path]:
+    model = () if config.model is None else config.model.files()
+    return [*config.source.files(), *model]
+
+
 def _concept_files(config: RunConfig) -> Sequence[Path]:
     if config.concepts is None:
         return ()
@@ -376,7 +383,7 @@ def _has(*names: str) -> Any:
 
 
 def _wants_twin(*names: str) -> Any:
-    return lambda c: c.twin and not c.is_synthetic and all(getattr(c, n) is not None for n in names)
+    return lambda c: c.twin and c.fits_model and all(getattr(c, n) is not None for n in names)
 
 
 def _at(*parts: str) -> Any:
@@ -391,10 +398,11 @@ STAGES = (
         "harvest",
         1,
         _has("harvest"),
-        _sections("source", "harvest", "seed"),
+        _sections("source", "model", "harvest", "seed"),
         ("panel", "fit"),
         _at("activations.zarr"),
         make_store,
+        _source_files,
         in_place=True,
     ),
     Stage(

@@ -28,7 +28,9 @@ class Config(BaseModel):
 
     def digest(self) -> str:
         """Return a hash of the section's values that does not depend on key order."""
-        return hashlib.blake2b(json.dumps(self.to_dict(), sort_keys=True).encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(
+            json.dumps(self.to_dict(), sort_keys=True).encode(), digest_size=16
+        ).hexdigest()
 
 
 class Family(Config):
@@ -83,11 +85,15 @@ def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -
     try:
         tree = yaml.safe_load(path.read_text())
     except FileNotFoundError as error:
-        raise ConfigError(f"no configuration file at {path}", do="check the path; examples are in configs/") from error
+        raise ConfigError(
+            f"no configuration file at {path}", do="check the path; examples are in configs/"
+        ) from error
     except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
         raise ConfigError(f"{path} cannot be read as YAML", got=" ".join(str(error).split())) from error
     if not isinstance(tree, dict):
-        raise ConfigError(f"{path} is not a configuration", got=type(tree).__name__, expected="a mapping of sections")
+        raise ConfigError(
+            f"{path} is not a configuration", got=type(tree).__name__, expected="a mapping of sections"
+        )
     for override in overrides:
         _apply(tree, override)
     return parse_config(cls, tree, where=str(path))

@@ -26,7 +26,9 @@ def wide(panel: Panel, entities: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 
         import warnings
 
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", RuntimeWarning)  # all-missing histories are NaN, as they should be
+            warnings.simplefilter(
+                "ignore", RuntimeWarning
+            )  # all-missing histories are NaN, as they should be
             for summary in (np.nanmean, np.nanmin, np.nanmax):
                 parts.append(np.stack([summary(h, axis=0) for h in histories]))
     parts.append(panel.values[start])
@@ -35,7 +37,9 @@ def wide(panel: Panel, entities: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 
     return np.concatenate(parts, axis=1)
 
 
-def boosted_probabilities(panel: Panel, entities: Int[np.ndarray, " n"], *, seed: int) -> Float[np.ndarray, " n"]:
+def boosted_probabilities(
+    panel: Panel, entities: Int[np.ndarray, " n"], *, seed: int
+) -> Float[np.ndarray, " n"]:
     """Fit scikit-learn's HistGradientBoosting on the fit entities and return its probabilities for `entities`.
 
     For outcomes per entity only; its settings are the library's defaults.

@@ -29,7 +29,7 @@ class CreditTransformerConfig(PretrainedConfig):  # type: ignore[misc]
 
     model_type = "credit_transformer"
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - Hugging Face configurations are flat
         self,
         *,
         columns: Sequence[str] = (),
@@ -129,7 +129,8 @@ class Block(nn.Module):
         qkv = rearrange(self.qkv(self.norm_attention(x)), "b t (n h d) -> n b h t d", n=3, h=self.n_heads)
         mixed = F.scaled_dot_product_attention(qkv[0], qkv[1], qkv[2], is_causal=True)
         x = x + self.dropout(self.out(rearrange(mixed, "b h t d -> b t (h d)")))
-        return x + self.dropout(self.down(F.gelu(self.up(self.norm_mlp(x)))))
+        out: Tensor = x + self.dropout(self.down(F.gelu(self.up(self.norm_mlp(x)))))
+        return out
 
 
 class CreditTransformer(PreTrainedModel):  # type: ignore[misc]
@@ -208,4 +209,6 @@ class CreditTransformer(PreTrainedModel):  # type: ignore[misc]
 def _table(values: Any, shape: tuple[int, ...]) -> Tensor:
     """Return configuration numbers as a tensor; an empty configuration gives ramps that only hold the shape."""
     table = torch.tensor(values, dtype=torch.float32)
-    return table if table.shape == shape else torch.arange(shape[-1], dtype=torch.float32).expand(shape).clone()
+    return (
+        table if table.shape == shape else torch.arange(shape[-1], dtype=torch.float32).expand(shape).clone()
+    )

@@ -183,7 +183,9 @@ def reinitialised(model: CreditTransformer, seed: int) -> CreditTransformer:
     """Return the untrained twin: the same shape and input tables, weights drawn anew."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return CreditTransformer(model.config).to(next(model.parameters()).device).eval()
+        twin = CreditTransformer(model.config)
+    twin.to(next(model.parameters()).device).eval()
+    return twin
 
 
 class _Trainer:
@@ -213,7 +215,7 @@ class _Trainer:
                 group["lr"] = self.config.lr * _schedule(step, total)
             loss = self._loss(batch)
             self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            torch.autograd.backward(loss)
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             seen += float(loss.detach())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -31,7 +31,9 @@ class Histories(NamedTuple):
         return Histories(*(part.to(device) for part in self))
 
 
-def collate(panel: Panel, entities: Int[np.ndarray, " batch"], *, stop: np.ndarray | None = None) -> Histories:
+def collate(
+    panel: Panel, entities: Int[np.ndarray, " batch"], *, stop: np.ndarray | None = None
+) -> Histories:
     """Gather whole histories.
 
     Parameters
@@ -68,8 +70,14 @@ def batches_by_length(
     panel: Panel, entities: Int[np.ndarray, " entities"], batch_rows: int
 ) -> Iterator[Int[np.ndarray, " batch"]]:
     """Cut entities into batches of at most `batch_rows` padded positions, like lengths together, in a fixed order."""
-    length = (panel.offsets[1:] - panel.offsets[:-1])[entities]
-    order = entities[np.lexsort((entities, length))]
+    return cut_by_length(entities, (panel.offsets[1:] - panel.offsets[:-1])[entities], batch_rows)
+
+
+def cut_by_length(
+    items: Int[np.ndarray, " items"], length: Int[np.ndarray, " items"], batch_rows: int
+) -> Iterator[Int[np.ndarray, " batch"]]:
+    """Cut items into batches of at most `batch_rows` padded positions (or one item), like lengths together."""
+    order = items[np.lexsort((items, length))]
     length = np.sort(length, kind="stable")
     start = 0
     while start < len(order):
@@ -80,7 +88,7 @@ def batches_by_length(
         start += count
 
 
-def describe_columns(panel: Panel, rows: Bool[np.ndarray, " rows"], n_knots: int) -> dict[str, list[object]]:
+def describe_columns(panel: Panel, rows: Bool[np.ndarray, " rows"], n_knots: int) -> dict[str, list[Any]]:
     """Return knots, centre and spread of every column over the given rows, as CreditTransformerConfig stores them."""
     knots, centre, spread = [], [], []
     for column in range(len(panel.columns)):
@@ -112,14 +120,14 @@ def knots_of(known: Float[np.ndarray, " values"], n_knots: int) -> list[float]:
 
 
 def model_config(
-    panel: Panel, rows: Bool[np.ndarray, " rows"], *, n_knots: int, shape: dict[str, int | float]
+    panel: Panel, rows: Bool[np.ndarray, " rows"], *, n_knots: int, shape: dict[str, Any]
 ) -> CreditTransformerConfig:
     """Return the configuration of a model of the given shape that reads this panel's columns."""
     tables = describe_columns(panel, rows, n_knots)
     return CreditTransformerConfig(
         columns=panel.columns,
-        knots=tables["knots"],  # type: ignore[arg-type]
-        centre=tables["centre"],  # type: ignore[arg-type]
-        spread=tables["spread"],  # type: ignore[arg-type]
+        knots=tables["knots"],
+        centre=tables["centre"],
+        spread=tables["spread"],
         **shape,
     )

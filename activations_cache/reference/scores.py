@@ -48,7 +48,11 @@ def discrimination(truth: Float[np.ndarray, " n"], probability: Float[np.ndarray
     ones = np.cumsum(truth[order]) / max(truth.sum(), 1)
     zeros = np.cumsum(1 - truth[order]) / max((1 - truth).sum(), 1)
     bins = [
-        {"n": float(len(part)), "predicted": float(probability[part].mean()), "observed": float(truth[part].mean())}
+        {
+            "n": float(len(part)),
+            "predicted": float(probability[part].mean()),
+            "observed": float(truth[part].mean()),
+        }
         for part in np.array_split(order, 10)
         if len(part)
     ]

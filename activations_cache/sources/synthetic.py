@@ -1,4 +1,4 @@
-"""Oracle activations: known directions, a known concept per direction, and noise; for testing what reads them."""
+"""Oracle activations: known directions, a known concept per direction, noise; for testing what reads them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scipy.optimize import brentq
 from activations_cache.splits import SplitConfig, assign_splits, hash_uniform
 from sae.world import World
 
-from .base import ActivationBatch, SourceConfig
+from .base import ActivationBatch, ActivationSource, HarvestInputs, SourceConfig
 
 HOOK = "oracle"
 BATCH_ENTITIES = 200
@@ -48,6 +48,10 @@ class SyntheticSourceConfig(SourceConfig):
     split: SplitConfig = SplitConfig()
     """How entities are divided."""
 
+    def build(self, *, inputs: HarvestInputs) -> ActivationSource:
+        """Return the source; it needs nothing of the run."""
+        return SyntheticSource(self)
+
 
 class SyntheticSource:
     """x = sum over active i of a_i d_i + noise, with each concept a stationary two-state chain along its entity."""
@@ -61,7 +65,9 @@ class SyntheticSource:
         self.provenance: dict[str, Any] = {"source": config.to_dict()}
         rng = self._rng(0)
         directions = rng.standard_normal((config.n_directions, config.d_in))
-        self.directions: Float[np.ndarray, "n d_in"] = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        self.directions: Float[np.ndarray, "n d_in"] = directions / np.linalg.norm(
+            directions, axis=1, keepdims=True
+        )
         self.prevalence = _prevalences(config)
         self._split, _ = assign_splits(config.split, self.ids)
         self._rank = hash_uniform(config.split.seed, "rank", self.ids)
@@ -73,7 +79,7 @@ class SyntheticSource:
             if index < cursor:
                 continue
             codes = np.arange(start, min(start + BATCH_ENTITIES, config.entities))
-            active, acts = self._draw(index, len(codes))
+            _, acts = self._draw(index, len(codes))
             mine = np.floor(self._rank[codes] * world.size) == world.rank
             entity = np.repeat(codes, config.rows_per_entity)
             time = np.tile(np.arange(config.rows_per_entity), len(codes))

@@ -18,7 +18,14 @@ def raw_table(n=60, length=4, seed=0):
     t = np.tile(np.arange(length), n)
     y = np.repeat(rng.integers(0, 2, n), length)
     bal = rng.normal(size=n * length)
-    return {"who": ids, "when": t, "bal": bal, "lim": np.full(n * length, 10.0), "y": y, "sex": np.repeat(rng.integers(0, 2, n), length)}
+    return {
+        "who": ids,
+        "when": t,
+        "bal": bal,
+        "lim": np.full(n * length, 10.0),
+        "y": y,
+        "sex": np.repeat(rng.integers(0, 2, n), length),
+    }
 
 
 def config(path, **changes):
@@ -107,7 +114,9 @@ def test_months_as_text_become_periods_and_gaps_stay_gaps(tmp_path, values, firs
 
 def test_days_are_told_apart_where_the_period_is_a_day(tmp_path):
     table = raw_table()
-    table["when"] = np.tile(np.array(["1970-01-02", "1970-01-03", "1970-01-05", "1971-01-01"], dtype="datetime64[D]"), 60)
+    table["when"] = np.tile(
+        np.array(["1970-01-02", "1970-01-03", "1970-01-05", "1971-01-01"], dtype="datetime64[D]"), 60
+    )
     panel, _ = prepared(tmp_path, table, period="day")
     assert panel.time[:4].tolist() == [1, 2, 4, 365]
 

@@ -29,7 +29,6 @@ SOURCE = SyntheticSourceConfig(
 CONFIG = LabelConfig(n_bootstrap=200, n_permutations=20, n_calibration_pairs=20, examples=2)
 
 
-
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> LabelInputs:
     folder = tmp_path_factory.mktemp("oracle")
@@ -91,12 +90,33 @@ def test_the_summary_agrees_with_the_tables(labelled):
     assert summary["n_labelled"] + sum(summary["reasons"].values()) == len(rows)
     assert summary["n_learned"] == summary["n_used"] == 0
     wanted = {
-        "n_features", "n_labelled", "n_dead", "reasons", "n_learned", "n_used", "n_learned_and_used", "baselines",
-        "concepts", "fdr_q", "controls", "fidelity", "format_version",
+        "n_features",
+        "n_labelled",
+        "n_dead",
+        "reasons",
+        "n_learned",
+        "n_used",
+        "n_learned_and_used",
+        "baselines",
+        "concepts",
+        "fdr_q",
+        "controls",
+        "fidelity",
+        "format_version",
     }
     assert wanted <= set(summary)
     assert set(next(iter(summary["concepts"].values()))) == {
-        "feature", "f1", "ap", "skill", "skill_low", "skill_high", "lift", "precision", "recall", "prevalence", "n_entities",
+        "feature",
+        "f1",
+        "ap",
+        "skill",
+        "skill_low",
+        "skill_high",
+        "lift",
+        "precision",
+        "recall",
+        "prevalence",
+        "n_entities",
     }
     for name in SCHEMAS:
         assert (labelled / f"{name}.parquet").is_file()
@@ -146,7 +166,9 @@ def test_confirm_rows_do_not_choose_anything(inputs, labelled, tmp_path):
         values = table[name].to_numpy(zero_copy_only=False).copy()
         values[there] = rng.random(there.sum()) < 0.5
         columns[name] = values
-    pq.write_table(pa.table({"entity": table["entity"], "time": table["time"], **columns}), tmp_path / "values.parquet")
+    pq.write_table(
+        pa.table({"entity": table["entity"], "time": table["time"], **columns}), tmp_path / "values.parquet"
+    )
     (tmp_path / "out").mkdir()
     noisy = LabelInputs(inputs.store, inputs.sae, inputs.hook, [(tmp_path / "values.parquet", infos)])
     summary = label_dictionary(noisy, CONFIG, tmp_path / "out", seed=0)
@@ -183,7 +205,9 @@ def test_a_feature_that_is_a_clock_says_so(inputs, tmp_path):
         split[np.isin(entity, list(members))] = s
     with StoreWriter(clock, hooks={"oracle": D}, layout=StoreLayout(), seed=0, provenance={}) as writer:
         time = table["time"].to_numpy()
-        writer.append({"oracle": x}, entity=entity, position=time, time=time, split=split.astype(str), cursor=1)
+        writer.append(
+            {"oracle": x}, entity=entity, position=time, time=time, split=split.astype(str), cursor=1
+        )
     seal(clock, entities=store.entity_ids())
     dictionary = BatchTopKConfig(d_sae=2, k=1).build(D, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -196,6 +220,11 @@ def test_a_feature_that_is_a_clock_says_so(inputs, tmp_path):
     info = ConceptInfo(id="late", text="Late in the window", kind="point", type="bool")
     out = tmp_path / "out"
     out.mkdir()
-    label_dictionary(LabelInputs(clock, tmp_path / "sae", "oracle", [(tmp_path / "values.parquet", [info])]), CONFIG, out, seed=0)
+    label_dictionary(
+        LabelInputs(clock, tmp_path / "sae", "oracle", [(tmp_path / "values.parquet", [info])]),
+        CONFIG,
+        out,
+        seed=0,
+    )
     assert read_table(out, "features").to_pylist()[0]["reason"] == "clock"
     assert json.loads((out / "summary.json").read_text())["reasons"]["clock"] == 1

@@ -183,7 +183,9 @@ def test_gradient_boosting_sees_the_same_rows(panel):
     assert auc(truth, boosted_probabilities(panel, codes, seed=0)) > 0.75
 
 
-@pytest.mark.parametrize("values", [[1.0], [0.0, 1.0], [0.0] * 90 + [1.0] * 10, list(range(1000)), [1e9, 1e9 + 1]])
+@pytest.mark.parametrize(
+    "values", [[1.0], [0.0, 1.0], [0.0] * 90 + [1.0] * 10, list(range(1000)), [1e9, 1e9 + 1]]
+)
 def test_knots_rise_strictly_in_single_precision(values):
     knots = np.array(knots_of(np.array(values, dtype=float), 16), dtype=np.float32)
     assert len(knots) == 16
