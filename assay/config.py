@@ -73,11 +73,15 @@ class RunConfig(Config):
             "label": ("train", "concepts"),
         }
         for section, others in needs.items():
-            missing = [name for name in others if getattr(self, section) is not None and getattr(self, name) is None]
+            missing = [
+                name for name in others if getattr(self, section) is not None and getattr(self, name) is None
+            ]
             if missing:
                 raise ValueError(f"section {section} needs {', '.join(missing)}")
         if self.fit is not None and not isinstance(self.model, ModelShape):
-            raise ValueError("section fit trains model.kind=credit_transformer only; leave it out for other models")
+            raise ValueError(
+                "section fit trains model.kind=credit_transformer only; leave it out for other models"
+            )
         if self.harvest is not None:
             needed = list(self.source.needs)
             if "model" in needed and isinstance(self.model, ModelShape):
@@ -87,7 +91,9 @@ class RunConfig(Config):
             if missing:
                 raise ValueError(f"source {self.source.kind} needs the section(s) {', '.join(missing)}")
         if self.panel is not None and self.panel.path is None and self.reference is None:
-            raise ValueError("panel.path is missing: give panel.path=FILE, or a `reference` section that generates one")
+            raise ValueError(
+                "panel.path is missing: give panel.path=FILE, or a `reference` section that generates one"
+            )
         return self
 
     @property

@@ -144,7 +144,11 @@ def make_concepts(context: Context, out: Path) -> None:
         library = load_concepts([Path(p) for p in config.paths])
         fit_, skipped = library.applicable(context.config.panel.product, list(context.config.panel.columns))
         labels = [c for c in fit_ if c.kind != "outcome"]
-        skipped += [NotApplicable(c.id, "it looks ahead, so it never makes a label") for c in fit_ if c.kind == "outcome"]
+        skipped += [
+            NotApplicable(c.id, "it looks ahead, so it never makes a label")
+            for c in fit_
+            if c.kind == "outcome"
+        ]
         if labels:
             report = evaluate_concepts(
                 labels,
@@ -154,9 +158,16 @@ def make_concepts(context: Context, out: Path) -> None:
                 memory_limit=config.memory_limit,
                 threads=torch.get_num_threads(),
             )
-            context.console.note(f"{len(labels)} concepts on {report.rows:,} rows; {len(skipped)} not applicable")
+            context.console.note(
+                f"{len(labels)} concepts on {report.rows:,} rows; {len(skipped)} not applicable"
+            )
         fields = set(ConceptInfo.model_fields)
-        tables.append({"file": "values.parquet", "concepts": [c.model_dump(include=fields, mode="json") for c in labels]})
+        tables.append(
+            {
+                "file": "values.parquet",
+                "concepts": [c.model_dump(include=fields, mode="json") for c in labels],
+            }
+        )
         (out / "expressions.json").write_text(json.dumps({c.id: c.expr for c in labels}, indent=1))
     for i, table in enumerate(config.tables):
         file = f"table_{i}.parquet"
@@ -200,7 +211,11 @@ def make_labels(context: Context, out: Path) -> None:
     )
     with context.console.bar("") as bar:
         label_dictionary(
-            inputs, config.label, out, seed=config.seed, report=lambda phase, done, total: bar(done, total, phase)
+            inputs,
+            config.label,
+            out,
+            seed=config.seed,
+            report=lambda phase, done, total: bar(done, total, phase),
         )
 
 
@@ -222,7 +237,8 @@ def profile_lines(profile: dict[str, Any]) -> list[str]:
     lines = [
         f"{profile['rows']:,} rows, {profile['entities']:,} entities, periods {profile['first_period']} to "
         f"{profile['last_period']}, {length[0]} to {length[4]} rows each (median {length[2]}), {profile['gaps']:,} gaps",
-        ", ".join(f"{name} {s['entities']:,}" for name, s in profile["splits"].items() if s["entities"]) + " entities",
+        ", ".join(f"{name} {s['entities']:,}" for name, s in profile["splits"].items() if s["entities"])
+        + " entities",
     ]
     missing = {n: c["missing"] for n, c in profile["column_profile"].items() if c["missing"] > 0}
     if missing:
@@ -262,7 +278,9 @@ def _harvest(context: Context, out: Path, model_folder: Path) -> None:
     source = _source(context, model_folder)
     cost = estimate(source, config.harvest.layout, out)
     widths = ", ".join(f"{h} ({d})" for h, d in source.hooks.items())
-    context.console.note(f"{cost.rows:,} rows of {widths}: {cost.bytes / 1e6:,.0f} MB, {cost.free / 1e9:.0f} GB free")
+    context.console.note(
+        f"{cost.rows:,} rows of {widths}: {cost.bytes / 1e6:,.0f} MB, {cost.free / 1e9:.0f} GB free"
+    )
     with context.console.bar("rows") as bar:
 
         def report(p: HarvestProgress) -> None:
@@ -317,7 +335,9 @@ def _inside(context: Context, path: str) -> Path:
     """Return a path of the configuration; `{run}` stands for the run folder."""
     found = Path(path.replace("{run}", str(context.folder))).expanduser()
     if not found.is_file():
-        raise ConfigError(f"concepts.tables: no file at {found}", do="check the path; {run} stands for the run folder")
+        raise ConfigError(
+            f"concepts.tables: no file at {found}", do="check the path; {run} stands for the run folder"
+        )
     return found
 
 
@@ -392,7 +412,9 @@ def _at(*parts: str) -> Any:
 
 STAGES = (
     Stage("reference", 1, _has("reference"), _sections("reference"), (), _at("reference"), make_reference),
-    Stage("panel", 1, _has("panel"), _sections("panel"), ("reference",), _at("panel"), make_panel, _panel_files),
+    Stage(
+        "panel", 1, _has("panel"), _sections("panel"), ("reference",), _at("panel"), make_panel, _panel_files
+    ),
     Stage("fit", 1, _has("fit"), _sections("model", "fit", "seed"), ("panel",), _at("model"), make_model),
     Stage(
         "harvest",
@@ -414,7 +436,9 @@ STAGES = (
         lambda c: c.folder / "sae" / c.dictionary,
         make_dictionary,
     ),
-    Stage("twin", 1, _wants_twin("train"), _sections("seed"), ("fit",), _at("twin", "model"), make_twin_model),
+    Stage(
+        "twin", 1, _wants_twin("train"), _sections("seed"), ("fit",), _at("twin", "model"), make_twin_model
+    ),
     Stage(
         "harvest twin",
         1,
