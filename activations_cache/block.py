@@ -163,7 +163,8 @@ def _write(
     def visit(chunk: np.ndarray) -> None:
         if shard.array not in COLUMNS:
             wide = None if given == "float32" else exact[: len(chunk)]
-            moments.append(Moments.of(to_float32(chunk, given, wide)))
+            rows32 = to_float32(chunk, given, wide)
+            moments.append(Moments.of(rows32, covariance=description.covariance))
 
     path = shard.folder / shard.spec.shard_name(shard.number)
     geometry, source = description.geometry, rows[shard.array]

@@ -61,6 +61,11 @@ class Commit:
         """Name of the file with its index and moments."""
         return f"{self.block:08d}.{self.revision}.safetensors"
 
+    @property
+    def record_name(self) -> str:
+        """Name of its record."""
+        return f"{self.block:08d}.json"
+
     def body(self) -> dict[str, Any]:
         """Return the record as plain values."""
         splits = {n: {"shard": s.shard, "rows": s.rows, "crcs": s.crcs} for n, s in self.splits.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import json
@@ -23,7 +24,11 @@ PARTIAL = ".partial"
 
 T = TypeVar("T")
 
-_THREADS = 4
+_THREADS = 2
+
+
+class LockedError(StoreError):
+    """Another process, or another object of this one, holds a lock."""
 
 
 def crc32c(data: bytes | np.ndarray, start: int = 0) -> int:
@@ -90,6 +95,21 @@ def sync_folder(path: Path) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def exchange(a: Path, b: Path) -> None:
+    """Let two folders of one file system change names, durably, in one step where the system can.
+
+    Elsewhere `a` is out of the way as `NAME.exchanged` for a moment, and without a name if it crashes then.
+    """
+    at_cwd, swap = -100, 2
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None or rename(at_cwd, os.fsencode(a), at_cwd, os.fsencode(b), swap):
+        aside = a.with_name(a.name + ".exchanged")
+        a.replace(aside)
+        b.replace(a)
+        aside.replace(b)
+    sync_folder(a.parent)
 
 
 def write_record(path: Path, body: dict[str, Any]) -> None:
@@ -168,7 +188,7 @@ class FileLock:
 
     Raises
     ------
-    StoreError
+    LockedError
         Another process, or another object of this one, holds it.
     """
 
@@ -179,7 +199,7 @@ class FileLock:
         except OSError as error:
             holder = os.pread(self._fd, 100, 0).decode(errors="replace").strip()
             os.close(self._fd)
-            raise StoreError(
+            raise LockedError(
                 f"{path.parent} is being written by another process",
                 got=f"locked by process {holder or 'unknown'}",
                 do="wait for it to end, or stop it",

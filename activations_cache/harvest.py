@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -16,21 +17,33 @@ from sae.config import Config
 from sae.errors import StoreError
 from sae.world import World
 
-from .schema import StoreLayout
+from .commits import read_groups
+from .durable import LockedError
+from .parts import end_part, fix_parts, open_parts, world_of
+from .schema import Description, StoreLayout
 from .seal import seal
-from .sources.base import ActivationSource
 from .splits import SPLITS
 from .store import ActivationStore
-from .writer import StoreWriter
+from .writer import CompleteError, StoreWriter, check_same, describe
+
+if TYPE_CHECKING:
+    # sources bring the libraries of their models
+    from .sources.base import ActivationBatch, ActivationSource
+
+_POLL_SECONDS = 0.2
 
 
 class HarvestConfig(Config):
     """What is read off the model and how it is stored."""
 
     hooks: tuple[str, ...] = Field(default=("layers.2",), min_length=1)
-    """Places in the model: NAME, NAME:in, NAME[0], NAME@1; globs allowed. Ignored where the source has its own."""
+    """Places in the model: NAME, NAME:in, NAME[0], NAME@1; globs allowed. Ignored where the source has its
+    own."""
     layout: StoreLayout = StoreLayout()
     """Number format, block and file sizes."""
+    parts: int = Field(default=0, ge=0)
+    """Parts that the entities are divided into, by hash; a process harvests one at a time. 0 = as many as
+    there are processes at the start; more let more processes continue later."""
 
 
 class HarvestProgress(NamedTuple):
@@ -65,11 +78,13 @@ def estimate(source: ActivationSource, layout: StoreLayout, path: Path) -> Estim
     per_row = 3 * 8 + width * sum(source.hooks.values())
     parent = next(p for p in (path, *path.parents) if p.exists())
     needed, free = int(source.n_rows * per_row * 1.05), shutil.disk_usage(parent).free
-    if needed > free:
+    there = sum(commit.rows for group in read_groups(path) for commit in group.commits)
+    left = needed - int(there * per_row)
+    if left > free:
         raise StoreError(
             f"the store would not fit where {path} lies",
             got=f"{free / 1e9:.1f} GB free",
-            expected=f"{needed / 1e9:.1f} GB for {source.n_rows:,} rows",
+            expected=f"{left / 1e9:.1f} GB for {source.n_rows - there:,} rows",
             do="free space, harvest fewer hooks, or set harvest.layout.dtype=float16",
         )
     return Estimate(source.n_rows, needed, free)
@@ -86,33 +101,75 @@ def harvest(
 ) -> ActivationStore:
     """Write all of a source's rows into a store and seal it; a second call continues where the first stopped.
 
+    Every process of `world` calls it and none waits for another to write: each takes the part that its rank
+    begins with, then any that is left, one that a dead process held included. Then it waits until the parts
+    that others hold have ended; whoever is first to see that seals. So it returns a complete store.
+
     Parameters
     ----------
     seed
         Of the shuffling within blocks.
     report
-        Told about rows done, rows in all, and where the time goes.
+        Told about this process's rows done, its share of all rows, and where the time goes.
 
     Raises
     ------
     StoreError
-        Too little space, a number that the format cannot hold, another writer at work, or damage.
+        Too little space, a number that the format cannot hold, other settings than the store was begun with,
+        or damage.
     """
-    cost = estimate(source, config.layout, path)
-    spent = {"model": 0.0, "write": 0.0}
-    with StoreWriter(
-        path, hooks=source.hooks, layout=config.layout, seed=seed, provenance=source.provenance, writer=world.rank
-    ) as writer:
-        done = writer.rows
-        began, first = time.monotonic(), done
-        batches = source.batches(world, writer.cursor or 0)
-        while True:
-            at = time.monotonic()
+    wanted = describe(source.hooks, config.layout, seed=seed, provenance=source.provenance)
+    parts = fix_parts(path, wanted=config.parts, processes=world.size)
+    meter = _Meter(estimate(source, config.layout, path), parts, report)
+
+    def take(part: int) -> bool:
+        try:
+            writer = StoreWriter(
+                path,
+                hooks=source.hooks,
+                layout=config.layout,
+                seed=seed,
+                provenance=source.provenance,
+                writer=part,
+            )
+        except (LockedError, CompleteError):
+            return False
+        with writer:
+            _copy(source.batches(world_of(part, parts, world), writer.cursor or 0), writer, meter)
+        end_part(path, part)
+        return True
+
+    while not _complete(path, wanted):
+        left = open_parts(path, parts, world)
+        if left and any(take(part) for part in left):
+            continue
+        # a part may be held for a moment by somebody who finds that it has ended
+        with suppress(LockedError):
+            if not left:
+                seal(path, entities=source.entities)
+                continue
+        meter.waits(left)
+        time.sleep(_POLL_SECONDS)
+    return ActivationStore.open(path)
+
+
+def _complete(path: Path, wanted: Description) -> bool:
+    if not (path / "zarr.json").exists():
+        return False
+    found = Description.read(path)
+    check_same(path, found, wanted)
+    return bool(found.sealed)
+
+
+def _copy(batches: Iterator[ActivationBatch], writer: StoreWriter, meter: _Meter) -> None:
+    """Append all batches to a writer."""
+    meter.begins(writer.rows)
+    while True:
+        with meter.timed("model"):
             batch = next(batches, None)
-            spent["model"] += time.monotonic() - at
-            if batch is None:
-                break
-            at = time.monotonic()
+        if batch is None:
+            return
+        with meter.timed("write"):
             writer.append(
                 batch.acts,
                 entity=batch.entity,
@@ -121,14 +178,47 @@ def harvest(
                 split=np.asarray(SPLITS)[batch.split],
                 cursor=batch.cursor,
             )
-            spent["write"] += time.monotonic() - at
-            done += len(batch.entity)
-            elapsed = max(time.monotonic() - began, 1e-9)
-            rate = (done - first) / elapsed
-            text = f"{rate:,.0f} rows/s, {rate * cost.bytes / max(cost.rows, 1) / 1e6:.0f} MB/s, model {spent['model'] / elapsed:.0%}"
-            report(HarvestProgress(done, cost.rows, text))
-    seal(path, entities=source.entities)
-    return ActivationStore.open(path)
+        meter.adds(len(batch.entity))
+
+
+class _Meter:
+    """Tells how far this process is, and where its time goes."""
+
+    def __init__(self, cost: Estimate, parts: int, report: Report) -> None:
+        self._cost, self._parts, self._report = cost, parts, report
+        self._spent = {"model": 0.0, "write": 0.0}
+        self._begun = self._done = self._new = 0
+        self._since = time.monotonic()
+
+    def begins(self, rows: int) -> None:
+        """Count in a part, and the rows of it that are there already."""
+        self._begun += 1
+        self._done += rows
+
+    @contextmanager
+    def timed(self, what: str) -> Iterator[None]:
+        """Count the time that the block takes."""
+        at = time.monotonic()
+        yield
+        self._spent[what] += time.monotonic() - at
+
+    def adds(self, rows: int) -> None:
+        """Count rows and tell."""
+        self._done += rows
+        self._new += rows
+        elapsed = max(time.monotonic() - self._since, 1e-9)
+        rate = self._new / elapsed
+        megabytes = rate * self._cost.bytes / max(self._cost.rows, 1) / 1e6
+        shares = ", ".join(f"{what} {seconds / elapsed:.0%}" for what, seconds in self._spent.items())
+        self._tell(f"{rate:,.0f} rows/s, {megabytes:.0f} MB/s, {shares}")
+
+    def waits(self, parts: Sequence[int]) -> None:
+        """Tell that others are still at work."""
+        self._tell("waits for other processes" + (f": part {', '.join(map(str, parts))}" if parts else ""))
+
+    def _tell(self, text: str) -> None:
+        total = round(self._cost.rows * self._begun / self._parts)
+        self._report(HarvestProgress(self._done, max(self._done, total), text))
 
 
 def weights_hash(folder: Path) -> str:

@@ -18,6 +18,7 @@ from sae.config import Config
 from sae.errors import CheckpointError, ConfigError, StoreError
 from sae.world import World
 
+from .balance import EntityBalance
 from .order import Order
 from .schema import COLUMNS
 from .store import ActivationStore
@@ -37,6 +38,9 @@ class LoaderConfig(Config):
     """Independent streams that a batch is put together from; the number of ranks has to divide it."""
     threads: int = Field(default=2, ge=1)
     """Threads that read ahead; 2 to 4 for a local disk."""
+    entity_rows: int = Field(default=0, ge=0)
+    """Rows that an epoch serves of one entity at most, so that long histories do not dominate: spread over its
+    history, others in the next epoch. 0 = all. Takes a byte of memory per row of the split."""
     coordinates: bool = False
     """Whether batches carry entity, position and time; always so where runs of rows are kept together."""
 
@@ -96,7 +100,7 @@ class ShuffledLoader:
     batch
         Number of the next batch.
     rows_per_epoch
-        Rows of the split.
+        Rows of the split, or of those the ones that an epoch serves.
     batches_per_epoch
         Batches that hold them, rounded up.
     wait_seconds
@@ -107,7 +111,7 @@ class ShuffledLoader:
     StoreError
         The store has no such hook or split, or was written with shorter runs.
     ConfigError
-        The ranks cannot share out the batch.
+        The ranks cannot share out the batch, or runs are to be kept of which only some rows are served.
     """
 
     def __init__(
@@ -131,6 +135,8 @@ class ShuffledLoader:
         self._rank = world.rank // world.axes["feature"]
         self._coordinates = self.settings.coordinates or run_length > 1
         _check(store, self.hooks, split, run_length)
+        if run_length > 1 and self.settings.entity_rows:
+            raise ConfigError("entity_rows leaves rows out, so runs of rows cannot be kept", do="choose one")
         self._pool = ThreadPoolExecutor(self.settings.threads, thread_name_prefix="assay-read")
         self._assembler = ThreadPoolExecutor(1, thread_name_prefix="assay-batch")
         self.batch = 0
@@ -146,7 +152,7 @@ class ShuffledLoader:
 
     @property
     def rows_per_epoch(self) -> int:
-        """Rows of the split."""
+        """Rows that an epoch serves."""
         return self._order.rows
 
     @property
@@ -236,6 +242,7 @@ class ShuffledLoader:
             "seed": self.seed,
             "batch_size": self.batch_size,
             "run_length": self.run_length,
+            "entity_rows": self.settings.entity_rows,
             "lanes": self.settings.lanes,
             "window_rows": self._window_rows(),
         }
@@ -260,15 +267,20 @@ class ShuffledLoader:
                 do="choose batch_size and lanes as multiples of the number of ranks",
             )
         self._blocks = blocks
+        balance = None
+        if self.settings.entity_rows:
+            balance = EntityBalance(
+                self.store, self.split, blocks, entity_rows=self.settings.entity_rows, seed=self.seed
+            )
         self._order = Order(
-            table.rows,
+            balance.chunk_rows if balance else table.rows,
             batch_size=self.batch_size,
             lanes=lanes,
             window_chunks=0 if whole else share,
             seed=self.seed,
         )
         names = (*self.hooks, *(COLUMNS if self._coordinates else ()))
-        self._selection = Selection(self.store, self.split, names, table, self.run_length)
+        self._selection = Selection(self.store, self.split, names, table, self.run_length, balance)
         self._lanes: dict[int, Lane] = {}
 
     def _assemble(self, batch: int) -> dict[str, Tensor]:

@@ -9,12 +9,15 @@ of (seed, epoch[, lane, window]).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
+
+ChunkRows = Int64[np.ndarray, " chunks"]
 
 
 class Take(NamedTuple):
@@ -36,7 +39,7 @@ class Window(NamedTuple):
     first, rows
         Which part of what the lane serves in this epoch.
     pieces
-        (chunk, first row in the chunk, rows), chunks by their number in storage order.
+        (chunk, first of the rows that it serves, rows), chunks by their number in storage order.
     """
 
     epoch: int
@@ -66,7 +69,8 @@ class Order:
     Parameters
     ----------
     chunk_rows
-        Rows of each chunk, in storage order.
+        Rows that each chunk serves, in storage order; where that differs between epochs, a function of the
+        epoch, with the same sum for all.
     batch_size
         Rows of a batch over all ranks.
     lanes
@@ -79,7 +83,7 @@ class Order:
 
     def __init__(
         self,
-        chunk_rows: Int64[np.ndarray, " chunks"],
+        chunk_rows: ChunkRows | Callable[[int], ChunkRows],
         *,
         batch_size: int,
         lanes: int,
@@ -87,11 +91,12 @@ class Order:
         seed: int,
     ) -> None:
         self.whole = window_chunks == 0
-        self.rows = int(chunk_rows.sum())
+        self._chunk_rows = chunk_rows if callable(chunk_rows) else lambda _: chunk_rows
+        first = self._chunk_rows(0)
+        self.rows = int(first.sum())
         self.batch_size, self.seed = batch_size, seed
         self.lanes = 1 if self.whole else lanes
-        self.window_chunks = window_chunks or len(chunk_rows)
-        self._chunk_rows = chunk_rows
+        self.window_chunks = window_chunks or len(first)
         self._epoch = lru_cache(maxsize=3)(self._make_epoch)
 
     def generator(self, *where: int) -> np.random.Generator:
@@ -131,7 +136,8 @@ class Order:
         pieces = []
         for k in range(begin, end):
             start, stop = max(low, int(plan.begins[k])), min(high, int(plan.begins[k + 1]))
-            pieces.append((int(plan.chunks[k]), start - int(plan.begins[k]), stop - start))
+            if stop > start:
+                pieces.append((int(plan.chunks[k]), start - int(plan.begins[k]), stop - start))
         first = max(low, int(plan.begins[begin])) - low
         return Window(epoch, lane, number, first, sum(rows for _, _, rows in pieces), tuple(pieces))
 
@@ -152,8 +158,9 @@ class Order:
         return self._below((epoch + 1) * self.rows, lane) - self._below(epoch * self.rows, lane)
 
     def _make_epoch(self, epoch: int) -> _Epoch:
-        n = len(self._chunk_rows)
+        rows = self._chunk_rows(epoch)
+        n = len(rows)
         chunks = np.arange(n) if self.whole else self.generator(epoch).permutation(n)
-        begins = np.concatenate([[0], np.cumsum(self._chunk_rows[chunks])]).astype(np.int64)
+        begins = np.concatenate([[0], np.cumsum(rows[chunks])]).astype(np.int64)
         lanes = np.cumsum([0, *(self._lane_rows(epoch, lane) for lane in range(self.lanes))])
         return _Epoch(chunks, begins, lanes)

@@ -56,6 +56,8 @@ class StoreLayout(Config):
     """Rows buffered, shuffled and committed at once; 0 = 262144, less where all hooks together pass 1 GiB."""
     shuffle: bool = True
     """Whether rows are shuffled within their block; without it, batches of a window hold few entities."""
+    covariance: bool = False
+    """Whether moments hold the covariance of each hook as well: d_in x d_in float64 per block, and much work."""
     retain_until: date | None = None
     """Day after which the store has to be deleted; noted in the store, nothing is deleted by itself."""
     data_licence: str = ""
@@ -177,6 +179,8 @@ class Description:
         What the caller says about model, data and code.
     shuffle
         Whether rows were shuffled within their block.
+    covariance
+        Whether moments hold the covariance.
     retain_until, data_licence
         ISO date or empty; licence or empty.
     sealed
@@ -194,6 +198,7 @@ class Description:
     run_length: int
     provenance: dict[str, Any]
     shuffle: bool = True
+    covariance: bool = False
     retain_until: str = ""
     data_licence: str = ""
     sealed: bool = False
@@ -220,6 +225,7 @@ class Description:
             "seed": self.seed,
             "run_length": self.run_length,
             "shuffle": self.shuffle,
+            "covariance": self.covariance,
             "provenance": self.provenance,
             "retain_until": self.retain_until,
             "data_licence": self.data_licence,

@@ -29,6 +29,8 @@ FILES = ("index.safetensors", "moments.safetensors", "entities.parquet")
 def seal(path: Path, *, entities: pa.Table | None = None) -> None:
     """Mark a store as complete, after all its writers have closed; on a complete store it does nothing.
 
+    Of several processes that call it at once, one seals and the others wait for it.
+
     Parameters
     ----------
     path
@@ -43,13 +45,13 @@ def seal(path: Path, *, entities: pa.Table | None = None) -> None:
         table lacks an entity of the store or has one twice.
     """
     with ExitStack() as locks:
-        description = Description.read(path)
-        locks.enter_context(FileLock(path / "lock"))
-        for _, folder in writer_paths(path):
-            locks.enter_context(FileLock(folder / "lock"))
+        Description.read(path)
+        locks.enter_context(FileLock(path / "lock", wait=True))
         description = Description.read(path)
         if description.sealed:
             return
+        for _, folder in writer_paths(path):
+            locks.enter_context(FileLock(folder / "lock"))
         groups = read_groups(path)
         if not any(group.commits for group in groups):
             raise StoreError(f"{path} holds no rows", do="harvest before closing the store")

@@ -23,7 +23,14 @@ from .moments import Moments
 from .schema import COLUMNS, Description
 from .seal import merge_blocks
 from .shards import ArrayReader
-from .verify import checksum_problems, manifest_problems, metadata_problems, raise_problems, size_problems
+from .verify import (
+    beside_store,
+    checksum_problems,
+    manifest_problems,
+    metadata_problems,
+    raise_problems,
+    size_problems,
+)
 
 _THREADS = 2
 
@@ -210,6 +217,13 @@ class ActivationStore:
         self._check(split=split)
         return np.unique(directory.entity[directory.split == directory.splits.index(split)])
 
+    def blocks_with(self, codes: Int64[np.ndarray, " n"]) -> list[tuple[int, int]]:
+        """Return writer and number of every block with rows of some entities; unknown ones have none."""
+        directory = self._merged()[0]
+        lines = np.isin(directory.entity, codes)
+        pairs = np.stack([directory.writer[lines], directory.block[lines]], axis=1)
+        return [(writer, block) for writer, block in np.unique(pairs, axis=0).tolist()]
+
     def entity_ids(self) -> pa.Table | None:
         """Return the table from codes to the user's ids; None if codes stand for themselves.
 
@@ -241,6 +255,8 @@ class ActivationStore:
         for name, (size, crc) in self._files.items():
             if file_crc(self.path / name) != (size, crc):
                 problems.append(f"{self.path / name} is damaged: its checksum does not match")
+        remains = (folder for folder in beside_store(self.path.resolve()) if folder.exists())
+        problems += [f"{folder} is what an interrupted erasure left: erase again" for folder in remains]
         return problems
 
     def chunks(self, split: str, blocks: Mapping[int, int] | None = None) -> ChunkTable:

@@ -29,6 +29,11 @@ def raise_problems(path: Path, problems: Sequence[str]) -> None:
         )
 
 
+def beside_store(path: Path) -> tuple[Path, Path]:
+    """Return the names beside a store that an erasure uses while it works; a crash may leave them."""
+    return path.with_name(path.name + ".erasing"), path.with_name(path.name + ".exchanged")
+
+
 def shard_files(
     folder: Path, description: Description, commits: Sequence[Commit]
 ) -> Iterator[tuple[Path, ArraySpec, int, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
+from .balance import EntityBalance
 from .block import run_starts, shuffled_runs
 from .formats import to_float32
 from .order import Order, Window
@@ -19,13 +20,42 @@ from .store import ActivationStore, ChunkTable
 
 @dataclass(frozen=True)
 class Selection:
-    """What is read: a split of a store, the arrays by name, its chunks, and how long runs stay together."""
+    """What is read: a split of a store, the arrays by name, its chunks, and how long runs stay together.
+
+    With a `balance` only some rows of a chunk are served; what lies between them is read with them.
+    """
 
     store: ActivationStore
     split: str
     names: tuple[str, ...]
     table: ChunkTable
     run_length: int
+    balance: EntityBalance | None = None
+
+    def spans(self, window: Window, *, whole: bool) -> list[tuple[int, int, int]]:
+        """Return what is read for a window: (chunk, first row, rows), in the order of the buffers."""
+        if self.balance is None:
+            return list(window.pieces)
+        if whole:
+            return [(chunk, 0, rows) for chunk, rows in enumerate(self.table.rows.tolist())]
+        return [(chunk, int(rows[0]), int(rows[-1] - rows[0]) + 1) for chunk, rows in self._chosen(window)]
+
+    def served(self, window: Window, *, whole: bool) -> Int64[np.ndarray, " rows"] | None:
+        """Return which rows of the buffers are a window's; None if they are all, in this order."""
+        if self.balance is None:
+            return None
+        if whole:
+            return self.balance.all_served(window.epoch)
+        parts, at = [], 0
+        for _, rows in self._chosen(window):
+            parts.append(at + rows - rows[0])
+            at += int(rows[-1] - rows[0]) + 1
+        return np.concatenate(parts)
+
+    def _chosen(self, window: Window) -> Iterator[tuple[int, Int64[np.ndarray, " rows"]]]:
+        assert self.balance is not None
+        for chunk, start, rows in window.pieces:
+            yield chunk, self.balance.served(window.epoch, chunk)[start : start + rows]
 
     def read(self, piece: tuple[int, int, int], buffers: Mapping[str, np.ndarray], at: int) -> None:
         """Read a piece of a chunk into place."""
@@ -138,7 +168,7 @@ class Lane:
     def _begin(self, slot: _Slot, window: Window) -> None:
         wait(slot.reading)
         reading, at = [], 0
-        for piece in window.pieces:
+        for piece in self._selection.spans(window, whole=self._order.whole):
             reading.append(self._pool.submit(self._selection.read, piece, slot.buffers, at))
             at += piece[2]
         slot.window, slot.reading, slot.order = window, tuple(reading), None
@@ -146,7 +176,9 @@ class Lane:
     def _permute(self, slot: _Slot, window: Window) -> Int64[np.ndarray, " rows"]:
         rng = self._order.generator(window.epoch, window.lane, window.number)
         if self._selection.run_length == 1:
-            return rng.permutation(window.rows)
+            order = rng.permutation(window.rows)
+            served = self._selection.served(window, whole=self._order.whole)
+            return order if served is None else served[order]
         entity, position = (slot.buffers[name][: window.rows] for name in ("entity", "position"))
         return shuffled_runs(rng, run_starts(entity, position, self._selection.run_length), window.rows)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -21,26 +22,43 @@ from .formats import check_range, to_stored
 from .schema import COLUMNS, Description, StoreLayout, check_split
 
 SPLITS = ("fit", "discover", "confirm", "out_of_time")
+_SPLIT = "/split"
+_LATER = ("crc32c", "sealed", "splits", "erasures")
+
+
+class CompleteError(StoreError):
+    """The store is sealed."""
+
+
+class _Block(NamedTuple):
+    """Rows on their way to disk: which block they are, and where the source stands after them."""
+
+    number: int
+    rows: Mapping[str, np.ndarray]
+    codes: Int64[np.ndarray, " rows"]
+    cursor: Any
 
 
 class _Progress(NamedTuple):
-    """All that changes, replaced in one step, so that an interruption falls before or after it.
+    """All that appending changes, replaced in one step, so that an interruption falls before or after it.
 
-    The committed blocks, the rows in the buffers, and where the source stands after those.
+    Which buffers are being filled, how far, where the source stands after that, and the block before them.
     """
 
-    commits: tuple[Commit, ...]
+    side: int
     filled: int
     reached: Any
+    sent: _Block | None
 
 
 class StoreWriter:
     """Writes rows of activations so that nothing committed is ever lost and nothing is stored twice.
 
     Rows are buffered until the next `append` would pass the block size; then the block is shuffled (Philox of
-    seed, writer and block), written and committed. So a block ends between two calls, and the cursor of the
-    last commit says exactly where the source has to continue. As a context manager it commits what is
-    buffered at the end, also when its body is interrupted.
+    seed, writer and block), written and committed by a thread of its own while the next one is filled; so two
+    blocks are in memory, and a few chunks. A block ends between two calls, and the cursor of the last commit
+    says exactly where the source has to continue. As a context manager it commits what is buffered at the
+    end, also when its body is interrupted.
 
     Parameters
     ----------
@@ -82,7 +100,7 @@ class StoreWriter:
     ) -> None:
         self.folder, self.writer = writer_path(path, writer), writer
         self._names = [check_split(name) for name in splits]
-        wanted = _describe(hooks, layout, seed, provenance, run_length)
+        wanted = describe(hooks, layout, seed=seed, provenance=provenance, run_length=run_length)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._lock = FileLock(self.folder / "lock")
         try:
@@ -93,23 +111,25 @@ class StoreWriter:
         except BaseException:
             self._lock.release()
             raise
-        self._progress = _Progress(commits, filled=0, reached=None)
-        specs = self.description.arrays()
+        self._commits = commits
+        self._progress = _Progress(side=0, filled=0, reached=None, sent=None)
         self._size = self.description.geometry.block_rows
-        self._buffers = {name: np.empty((self._size, *s.row_shape), s.dtype) for name, s in specs.items()}
-        self._codes = np.empty(self._size, np.int64)
-        self._failed = False
+        # the memory of the second is taken only once it is filled
+        self._buffers = [_buffers(self.description, self._size) for _ in range(2)]
+        self._failure: Exception | None = None
+        self._told = False
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="assay-commit")
 
     @property
     def cursor(self) -> Any:
         """The source cursor after the last committed row, None at first; as from JSON: tuples are lists."""
-        commits = self._progress.commits
+        commits = self._commits
         return json.loads(json.dumps(commits[-1].cursor)) if commits else None
 
     @property
     def rows(self) -> int:
         """Committed rows."""
-        return sum(commit.rows for commit in self._progress.commits)
+        return sum(commit.rows for commit in self._commits)
 
     def append(
         self,
@@ -122,6 +142,8 @@ class StoreWriter:
         cursor: Any,
     ) -> None:
         """Take rows; they are durable once `cursor` of this object has reached the one given here.
+
+        An error of the block before, such as a full disk, is raised by the call that would send the next one.
 
         Parameters
         ----------
@@ -139,7 +161,9 @@ class StoreWriter:
         StoreError
             A value is not finite or does not fit the format on disk, shapes disagree, or the disk is full.
         """
-        if self._failed or self._lock.released:
+        if self._failure is not None and not self._told:
+            self._settle()
+        if self._told or self._lock.released:
             raise StoreError(
                 f"{self.folder}: this writer has ended",
                 do="open a new one; it continues after the last commit",
@@ -154,30 +178,31 @@ class StoreWriter:
             check_range(hook, acts[hook], self.description.dtype, columns)
         if self._progress.filled + n > self._size:
             self._flush()
-        if n > self._size:
-            stored = {h: np.empty(acts[h].shape, self._buffers[h].dtype) for h in self.description.hooks}
-            for hook, rows in stored.items():
-                to_stored(acts[hook], rows, self.description.dtype)
-            self._commit({**columns, **stored}, codes, cursor)
-            return
-        filled = self._progress.filled
-        here = slice(filled, filled + n)
-        for name, column in columns.items():
-            self._buffers[name][here] = column
+        side, filled, _, sent = self._progress
+        big = n > self._size
+        buffers = _buffers(self.description, n) if big else self._buffers[side]
+        here = slice(0, n) if big else slice(filled, filled + n)
+        for name, column in {**columns, _SPLIT: codes}.items():
+            buffers[name][here] = column
         for hook in self.description.hooks:
-            to_stored(acts[hook], self._buffers[hook][here], self.description.dtype)
-        self._codes[here] = codes
-        self._progress = self._progress._replace(filled=filled + n, reached=cursor)
+            to_stored(acts[hook], buffers[hook][here], self.description.dtype)
+        if big:
+            self._send(buffers, n, cursor)
+        else:
+            self._progress = _Progress(side, filled + n, cursor, sent)
 
     def close(self) -> None:
         """Commit what is buffered, write the zarr metadata, let go of the group; again does nothing."""
         if self._lock.released:
             return
         try:
-            if not self._failed:
+            if not self._told:
                 self._flush()
-                write_metadata(self.folder, self.description, self._progress.commits)
+                self._settle()
+                write_metadata(self.folder, self.description, self._commits)
         finally:
+            # nobody else may write here before the thread has ended
+            self._thread.shutdown()
             self._lock.release()
 
     def __enter__(self) -> StoreWriter:
@@ -189,31 +214,54 @@ class StoreWriter:
         self.close()
 
     def _flush(self) -> None:
-        _, filled, reached = self._progress
+        side, filled, reached, _ = self._progress
         if filled:
-            rows = {name: buffer[:filled] for name, buffer in self._buffers.items()}
-            self._commit(rows, self._codes[:filled], reached)
+            self._send(self._buffers[side], filled, reached)
 
-    def _commit(self, rows: Mapping[str, np.ndarray], codes: Int64[np.ndarray, " rows"], cursor: Any) -> None:
-        """Write one block; nothing of it counts until its record has its name, so it can be repeated."""
-        commits = self._progress.commits
-        block = len(commits)
-        seed = np.random.SeedSequence([self.description.seed, self.writer, block])
-        rng = np.random.Generator(np.random.Philox(seed)) if self.description.shuffle else None
-        orders = block_orders(rows, codes, self._names, rng=rng, run_length=self.description.run_length)
-        geometry = self.description.geometry
-        ends = end_rows(commits, geometry)
+    def _send(self, buffers: Mapping[str, np.ndarray], n: int, cursor: Any) -> None:
+        """Let the thread write a block, once the one before is written, and go on with the other buffers."""
+        self._settle()
+        rows = {name: buffer[:n] for name, buffer in buffers.items()}
+        block = _Block(len(self._commits), rows, rows.pop(_SPLIT), cursor)
+        # noted first: an interruption before the thread has it leaves it to `_settle`
+        self._progress = _Progress(1 - self._progress.side, 0, None, block)
+        self._thread.submit(self._write, block)
+
+    def _settle(self) -> None:
+        """Wait until the block that was sent is committed."""
+        block = self._progress.sent
+        if block is None:
+            return
+        try:
+            self._thread.submit(self._write, block).result()
+        except BaseException as error:
+            self._told = error is self._failure
+            raise
+
+    def _write(self, block: _Block) -> None:
+        """Write a block unless it is written; nothing of it counts until its record has its name."""
+        if self._failure is not None:
+            raise self._failure
+        if block.number < len(self._commits):
+            return
+        description, geometry = self.description, self.description.geometry
+        seed = np.random.SeedSequence([description.seed, self.writer, block.number])
+        rng = np.random.Generator(np.random.Philox(seed)) if description.shuffle else None
+        orders = block_orders(
+            block.rows, block.codes, self._names, rng=rng, run_length=description.run_length
+        )
+        ends = end_rows(self._commits, geometry)
         starts = {
             name: SplitBlock(geometry.shards_of(ends.get(name, 0)), len(o), {}) for name, o in orders.items()
         }
         try:
-            commit = Commit(block, cursor, starts, extra_bytes=0, extra_crc=0)
-            commit = write_block(self.folder, self.description, rows, orders, commit=commit)
-            write_record(self.folder / "commits" / f"{block:08d}.json", commit.body())
-        except Exception:
-            self._failed = True
+            commit = Commit(block.number, block.cursor, starts, extra_bytes=0, extra_crc=0)
+            commit = write_block(self.folder, description, block.rows, orders, commit=commit)
+            write_record(self.folder / "commits" / commit.record_name, commit.body())
+        except Exception as error:
+            self._failure = error
             raise
-        self._progress = _Progress((*commits, commit), filled=0, reached=None)
+        self._commits = (*self._commits, commit)
 
     def _check_shapes(
         self, acts: Mapping[str, np.ndarray], columns: Mapping[str, np.ndarray], split: np.ndarray
@@ -245,6 +293,13 @@ class StoreWriter:
         return np.array([self._names.index(name) for name in names.tolist()], np.int64)[inverse]
 
 
+def _buffers(description: Description, rows: int) -> dict[str, np.ndarray]:
+    """Return memory for rows in the format on disk, with the number of each one's split."""
+    specs = description.arrays()
+    buffers = {name: np.empty((rows, *spec.row_shape), spec.dtype) for name, spec in specs.items()}
+    return {**buffers, _SPLIT: np.empty(rows, np.int64)}
+
+
 def sweep(folder: Path, commits: Sequence[Commit], description: Description) -> None:
     """Remove what a killed writer left behind: half-written files, and files that no commit names."""
     keep = {folder / "blocks" / commit.extra_name for commit in commits}
@@ -259,9 +314,21 @@ def sweep(folder: Path, commits: Sequence[Commit], description: Description) -> 
             path.unlink()
 
 
-def _describe(
-    hooks: Mapping[str, int], layout: StoreLayout, seed: int, provenance: Mapping[str, Any], run_length: int
+def describe(
+    hooks: Mapping[str, int],
+    layout: StoreLayout,
+    *,
+    seed: int,
+    provenance: Mapping[str, Any],
+    run_length: int = 1,
 ) -> Description:
+    """Return what the root of a store says that is begun with these settings; see `StoreWriter`.
+
+    Raises
+    ------
+    ConfigError
+        There is no hook, or a number is out of range.
+    """
     if not hooks or run_length < 1 or seed < 0:
         got = f"hooks {list(hooks)}, run_length {run_length}, seed {seed}"
         raise ConfigError(
@@ -275,6 +342,7 @@ def _describe(
         run_length=run_length,
         provenance=json.loads(json.dumps(dict(provenance))),
         shuffle=layout.shuffle,
+        covariance=layout.covariance,
         retain_until=layout.retain_until.isoformat() if layout.retain_until else "",
         data_licence=layout.data_licence,
     )
@@ -288,14 +356,27 @@ def _begin(path: Path, wanted: Description) -> Description:
             return wanted
         found = Description.read(path)
     if found.sealed:
-        raise StoreError(f"{path} is complete; nothing can be added to it", do="harvest into another place")
-    if found != wanted:
-        a, b = found.attributes(), wanted.attributes()
-        differ = [key for key in b if a[key] != b[key] and key != "crc32c"]
+        raise CompleteError(
+            f"{path} is complete; nothing can be added to it", do="harvest into another place"
+        )
+    check_same(path, found, wanted)
+    return found
+
+
+def check_same(path: Path, found: Description, wanted: Description) -> None:
+    """Check that a store was begun with the settings wanted.
+
+    Raises
+    ------
+    StoreError
+        It was not; the message says which differ.
+    """
+    a, b = found.attributes(), wanted.attributes()
+    differ = [key for key in b if a[key] != b[key] and key not in _LATER]
+    if differ:
         raise StoreError(
             f"{path} was begun with other settings",
             got="; ".join(f"{key} {b[key]}" for key in differ),
             expected="; ".join(f"{key} {a[key]}" for key in differ),
             do="harvest with the settings it was begun with, or into another place",
         )
-    return found

@@ -96,6 +96,15 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=["native"], default="native")
     export.add_argument("--out", type=Path, help="default: RUN/dictionary")
     export.set_defaults(run=_export)
+    erase = commands.add_parser(
+        "erase", help="remove people from an activation store, leaving nothing behind"
+    )
+    erase.add_argument("store", type=Path, metavar="STORE")
+    erase.add_argument(
+        "--entities", type=Path, required=True, metavar="FILE", help="one id per line, CSV or Parquet"
+    )
+    erase.add_argument("--column", help="the file's column, where it has several")
+    erase.set_defaults(run=_erase)
     return parser
 
 
@@ -194,6 +203,15 @@ def _export(arguments: argparse.Namespace) -> None:
     read_run(arguments.folder)
     out = write_bundle(arguments.folder, arguments.out or arguments.folder / "dictionary")
     Console().print(f"dictionary in {out}; check it with `assay inspect {out} --verify`")
+
+
+def _erase(arguments: argparse.Namespace) -> None:
+    from activations_cache.erase import erase_listed
+
+    from .console import Console
+
+    report = erase_listed(arguments.store, arguments.entities, column=arguments.column)
+    Console().print(f"{report.text}; check it with `assay inspect {arguments.store} --verify`")
 
 
 def _terminated(number: int, frame: FrameType | None) -> None:

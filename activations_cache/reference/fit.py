@@ -119,7 +119,9 @@ def fit(
     codes = codes[end[codes] > panel.offsets[codes]]
     train, held = codes[~panel.inner[codes]], codes[panel.inner[codes]]
     if not len(train) or not len(held):
-        raise PanelError("too few fit entities to train and to stop early", got=f"{len(train)} and {len(held)}")
+        raise PanelError(
+            "too few fit entities to train and to stop early", got=f"{len(train)} and {len(held)}"
+        )
     rows = np.zeros(len(panel.time), dtype=bool)
     for code in train:
         rows[panel.offsets[code] : end[code]] = True
@@ -192,12 +194,28 @@ class _Trainer:
     """State of the loop: model, optimiser, the best weights and what has been seen."""
 
     def __init__(
-        self, panel: Panel, model: CreditTransformer, config: FitConfig, seed: int, device: torch.device, end: np.ndarray
+        self,
+        panel: Panel,
+        model: CreditTransformer,
+        config: FitConfig,
+        seed: int,
+        device: torch.device,
+        end: np.ndarray,
     ) -> None:
-        self.panel, self.model, self.config, self.seed, self.device, self.end = panel, model, config, seed, device, end
+        self.panel, self.model, self.config, self.seed, self.device, self.end = (
+            panel,
+            model,
+            config,
+            seed,
+            device,
+            end,
+        )
         matrices = [p for p in model.parameters() if p.ndim > 1]
         vectors = [p for p in model.parameters() if p.ndim <= 1]
-        groups = [{"params": matrices, "weight_decay": config.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        groups = [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
         self.optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=True)
         self.epoch, self.stale = 0, 0
         self.best_loss = math.inf
@@ -219,7 +237,9 @@ class _Trainer:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
             self.optimizer.step()
             seen += float(loss.detach())
-            report(FitProgress(self.epoch, self.config.epochs, i + 1, len(batches), f"loss {seen / (i + 1):.4f}"))
+            report(
+                FitProgress(self.epoch, self.config.epochs, i + 1, len(batches), f"loss {seen / (i + 1):.4f}")
+            )
         self._judge(held, seen / len(batches))
 
     def _judge(self, held: np.ndarray, train_loss: float) -> None:
@@ -251,7 +271,9 @@ class _Trainer:
         weight = (histories.real & ~truth.isnan()).float()
         if self.panel.outcome_per == "entity":
             weight = weight / weight.sum(1, keepdim=True).clamp(min=1)
-        errors = F.binary_cross_entropy_with_logits(out.default_logit, truth.nan_to_num(0.0), reduction="none")
+        errors = F.binary_cross_entropy_with_logits(
+            out.default_logit, truth.nan_to_num(0.0), reduction="none"
+        )
         return loss + (errors * weight).sum() / weight.sum().clamp(min=1e-9)
 
     def save(self, work: Path) -> None:
@@ -261,8 +283,17 @@ class _Trainer:
         for i, state in self.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{name}": value for name, value in state.items()}
         part = work / "epoch.safetensors.part"
-        record = {"epoch": self.epoch, "stale": self.stale, "best_loss": self.best_loss, "history": self.history}
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, part, {"record": json.dumps(record)})
+        record = {
+            "epoch": self.epoch,
+            "stale": self.stale,
+            "best_loss": self.best_loss,
+            "history": self.history,
+        }
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            part,
+            {"record": json.dumps(record)},
+        )
         part.replace(work / "epoch.safetensors")
 
     def restore(self, work: Path) -> None:
@@ -279,7 +310,9 @@ class _Trainer:
                 _, index, name = key.split(".", 2)
                 # Adam keeps its step counts on the CPU unless capturable
                 state.setdefault(int(index), {})[name] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        self.optimizer.load_state_dict(
+            {"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]}
+        )
         self.epoch, self.stale = record["epoch"], record["stale"]
         self.best_loss, self.history = record["best_loss"], record["history"]
 
@@ -295,7 +328,9 @@ def _next_loss(model: CreditTransformer, histories: Histories, forecast: Tensor)
     return (errors * known).sum() / known.sum().clamp(min=1)
 
 
-def _shuffled(panel: Panel, entities: np.ndarray, batch_rows: int, seed: int, epoch: int) -> Iterator[np.ndarray]:
+def _shuffled(
+    panel: Panel, entities: np.ndarray, batch_rows: int, seed: int, epoch: int
+) -> Iterator[np.ndarray]:
     """Yield the epoch's batches: entities in random order, like lengths together within a stretch, batches shuffled."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch])))
     order = rng.permutation(entities)
@@ -323,7 +358,9 @@ def _check_outcome(panel: Panel, rows: np.ndarray) -> None:
         return
     values = panel.outcome[rows]
     if len(np.unique(values[np.isfinite(values)])) < 2:
-        raise PanelError("the outcome has only one value on the entities that fit the model", do="check panel.outcome")
+        raise PanelError(
+            "the outcome has only one value on the entities that fit the model", do="check panel.outcome"
+        )
 
 
 def _metadata(path: Path) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """How fast the activation store writes and reads, against raw system calls on the same bytes in the same run.
 
-    python -m tests.benchmarks.store [--rows N] [--width D] [--dtype float16] [--repeats 5] [--folder DIR]
+    python -m tests.benchmarks.store [--rows N] [--width D] [--dtype float16] [--block-rows 65536] [--repeats 5]
 
 Contenders take turns; a ratio is formed within each turn, and the median and the best of the turns are shown,
 with the CPU seconds that each took. Writing: raw is one write() per file of a shard's size, fsync and rename.
+A block is written while the next one is filled, so there are several.
 Reading: raw is pread() of every chunk in random order by two threads into reused buffers; the store's figure
 includes checksums (on first touch), the gather of permuted batches of 4096 rows, the conversion to float32.
 Cold means that the kernel was told to forget the files.
@@ -121,7 +122,8 @@ def measure(work: Callable[[], object]) -> tuple[float, float]:
 
 def measure_writes(folder: Path, args: argparse.Namespace) -> Turns:
     acts, columns = make_rows(args.rows, args.width, args.dtype)
-    layout, unshuffled = StoreLayout(dtype=args.dtype), StoreLayout(dtype=args.dtype, shuffle=False)
+    layout = StoreLayout(dtype=args.dtype, block_rows=args.block_rows)
+    unshuffled = layout.model_copy(update={"shuffle": False})
     shard_rows = layout.geometry({"h": args.width}).shard_rows
     turns: Turns = {"raw": [], "write": [], "write, shuffled": []}
     for turn in range(args.repeats + 1):
@@ -177,6 +179,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=262144)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--dtype", default="float16")
+    parser.add_argument("--block-rows", type=int, default=65536)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None)
     args = parser.parse_args()

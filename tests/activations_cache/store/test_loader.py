@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from activations_cache.loader import LoaderConfig, ShuffledLoader
 from activations_cache.order import Order
+from activations_cache.schema import StoreLayout
 from activations_cache.store import ActivationStore
 from activations_cache.windows import Recycler
 from activations_cache.writer import StoreWriter
@@ -41,7 +43,7 @@ def keys(batches) -> list[tuple[int, int]]:
 
 @settings(deadline=None, max_examples=60)
 @given(
-    chunk_rows=st.lists(st.integers(1, 9), min_size=1, max_size=40).map(np.array),
+    chunk_rows=st.lists(st.integers(0, 9), min_size=1, max_size=40).filter(any).map(np.array),
     share=st.integers(1, 6),
     lanes=st.sampled_from([1, 2, 4, 8]),
     window_chunks=st.integers(0, 5),
@@ -174,6 +176,95 @@ def test_runs_are_served_together(stored):
     assert together > 0.5 * 4 * 256
     with pytest.raises(StoreError, match="runs of 4"):
         load(stored, run_length=4)
+
+
+@pytest.mark.parametrize("window_rows", [200, 10**6])
+def test_entities_are_served_in_equal_measure(stored, rows, window_rows):
+    def load_balanced(**more):
+        config = LoaderConfig(window_rows=window_rows, lanes=8, coordinates=True, entity_rows=4)
+        return ShuffledLoader(stored, "layers.2", "fit", batch_size=64, seed=3, settings=config, **more)
+
+    loader = load_balanced(world=rank(0, 1))
+    lengths = np.bincount(rows.entity[rows.split == "fit"])
+    n = int(np.minimum(lengths, 4).sum())
+    assert loader.rows_per_epoch == n
+    # so many that they end with a batch
+    epochs = 2 * 64 // math.gcd(n, 64)
+    batches = list(loader.batches(epochs * n // 64 + 1))
+    served = keys(batches[:-1])
+    counts = np.bincount([entity for entity, _ in served], minlength=len(lengths))
+    np.testing.assert_array_equal(counts, epochs * np.minimum(lengths, 4))
+    if window_rows > n:
+        for e in range(epochs):
+            assert len(set(served[e * n : (e + 1) * n])) == n
+    times = Counter(served)
+    assert max(times.values()) <= epochs
+    long = int(np.argmax(lengths))
+    chances = np.array([times[long, position] for position in range(lengths[long])])
+    assert chances.sum() == epochs * 4 and chances.min() >= 1
+    known = {k: i for i, k in enumerate(zip(rows.entity.tolist(), rows.position.tolist(), strict=True))}
+    for b in batches[:20]:
+        np.testing.assert_array_equal(b.x.numpy(), rows.acts["layers.2"][[known[k] for k in keys([b])]])
+    again = [load_balanced(world=rank(r, 2)) for r in range(2)]
+    for whole, *mine in zip(batches[:30], *(a.batches(30) for a in again), strict=True):
+        assert torch.equal(torch.cat([p.x for p in mine]), whole.x)
+    state = again[0].state_dict()
+    later = load_balanced(world=rank(0, 1))
+    later.load_state_dict(state)
+    assert torch.equal(next(later.batches(1)).x, batches[30].x)
+    with pytest.raises(ConfigError, match="entity_rows"):
+        load_balanced(world=rank(0, 1), run_length=2)
+
+
+def test_a_growing_store_keeps_the_balance(tmp_path, rows, layout, feed):
+    path, hooks = tmp_path / "a.zarr", {"layers.2": 16, "layers.2:in": 5}
+    settings = LoaderConfig(window_rows=200, lanes=8, coordinates=True, entity_rows=3)
+
+    def load_balanced():
+        store = ActivationStore.open(path, allow_incomplete=True)
+        return ShuffledLoader(
+            store, "layers.2", "fit", batch_size=64, seed=3, world=World(), settings=settings
+        )
+
+    for stop in (1500, len(rows.entity)):
+        with StoreWriter(path, hooks=hooks, layout=layout, seed=0, provenance={}) as writer:
+            feed(writer, rows.part(0, stop), start=writer.cursor[0] if writer.cursor else 0)
+        if stop == 1500:
+            loader = load_balanced()
+            state, want = loader.state_dict(), list(loader.batches(30))
+    later = load_balanced()
+    later.load_state_dict(state)
+    assert all(torch.equal(a.x, b.x) for a, b in zip(want, later.batches(30), strict=True))
+
+
+def test_batches_are_nearly_those_of_a_full_shuffle(tmp_path):
+    """Block, window, chunk and batch have about the proportions of the defaults."""
+    n, size, length, d = 1 << 16, 64, 50, 4
+    entity = np.arange(n) // length
+    rng = np.random.default_rng(0)
+    # a fifth of the variance is the entity's
+    level = rng.standard_normal((n // length + 1, d)) * 0.5
+    x = (level[entity] + rng.standard_normal((n, d))).astype(np.float32)
+    layout = StoreLayout(block_rows=4096, chunk_rows=16, shard_rows=4096)
+    with StoreWriter(tmp_path / "a", hooks={"h": d}, layout=layout, seed=0, provenance={}) as writer:
+        for i in range(0, n, 4096):
+            s = slice(i, i + 4096)
+            p = entity[s]
+            writer.append(
+                {"h": x[s]}, entity=p, position=np.arange(i, i + 4096), time=p, split=p * 0, cursor=i
+            )
+    store = ActivationStore.open(tmp_path / "a", allow_incomplete=True)
+    config = LoaderConfig(window_rows=4096, coordinates=True)
+    loader = ShuffledLoader(store, "h", "fit", batch_size=size, seed=0, world=World(), settings=config)
+    means, met = [], 0
+    for b in loader:
+        means.append(b.x.numpy().mean(0))
+        met += size - len(torch.unique(b.entity))
+    shuffled = rng.permutation(entity).reshape(-1, size)
+    chance = sum(size - len(np.unique(row)) for row in shuffled)
+    assert met <= 2 * chance
+    means = np.array(means) - np.mean(means, axis=0)
+    assert abs((means[1:] * means[:-1]).mean() / (means**2).mean()) <= 0.1
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
