@@ -31,7 +31,10 @@ harvest: {{hooks: [layers.0]}}
 sae: {{kind: topk, d_sae: 48, k: 4}}
 train: {{rows: 40000, batch_size: 256, checkpoint_every: 40}}
 evaluate: {{}}
-concepts: {{paths: [{root}/configs/concepts/credit.yaml]}}
+concepts:
+  paths: [{root}/configs/concepts/credit.yaml]
+  tables:
+    - {{path: "{{run}}/reference/planted.parquet", entity: entity_id, time: t, only: ["distractor_*", "absent_*"]}}
 label: {{n_bootstrap: 60, n_permutations: 10, n_calibration_pairs: 10, ablation_entities: 40, n_random: 2, n_matched: 3}}
 """
 
@@ -183,6 +186,18 @@ def test_labels_of_the_run_carry_both_verdicts(finished):
     assert labelled
     assert all(r["learned"] is not None and r["used"] is not None for r in labelled)
     assert all("earned" in r["description"] and "sed" in r["description"] for r in labelled)
+
+
+@pytest.mark.xdist_group("run")
+def test_what_the_model_never_saw_has_no_label_and_distractors_are_not_used(finished):
+    _, run, _ = finished
+    rows = read_table(run / "labels", "features").to_pylist()
+    labelled = [r for r in rows if r["status"] == "labelled"]
+    concepts = {r["concept"] for r in read_table(run / "labels", "concepts").to_pylist() if r["applicable"]}
+    assert {"absent_p20", "distractor_withheld_weekday"} <= concepts
+    assert not [r["concept"] for r in labelled if r["concept"].startswith(("absent_", "distractor_withheld_"))]
+    assert not [r["concept"] for r in labelled if r["concept"].startswith("distractor_visible_") and r["used"]]
+    assert set(json.loads((run / "labels" / "summary.json").read_text())["controls"].values()) == {0}
 
 
 @pytest.mark.xdist_group("run")
