@@ -195,8 +195,12 @@ def test_what_the_model_never_saw_has_no_label_and_distractors_are_not_used(fini
     labelled = [r for r in rows if r["status"] == "labelled"]
     concepts = {r["concept"] for r in read_table(run / "labels", "concepts").to_pylist() if r["applicable"]}
     assert {"absent_p20", "distractor_withheld_weekday"} <= concepts
-    assert not [r["concept"] for r in labelled if r["concept"].startswith(("absent_", "distractor_withheld_"))]
-    assert not [r["concept"] for r in labelled if r["concept"].startswith("distractor_visible_") and r["used"]]
+    assert not [
+        r["concept"] for r in labelled if r["concept"].startswith(("absent_", "distractor_withheld_"))
+    ]
+    assert not [
+        r["concept"] for r in labelled if r["concept"].startswith("distractor_visible_") and r["used"]
+    ]
     assert set(json.loads((run / "labels" / "summary.json").read_text())["controls"].values()) == {0}
 
 
