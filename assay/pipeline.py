@@ -479,7 +479,7 @@ STAGES = (
     ),
     Stage(
         "label",
-        1,
+        2,
         _has("label"),
         _sections("label", "seed", "twin"),
         ("train", "train twin", "evaluate", "concepts"),

@@ -24,7 +24,7 @@ from .cause import Ablation, Effect, Stream
 from .concepts.language import ConceptInfo, NotApplicable
 from .config import LabelConfig
 from .confirm import Confirm, Measure, calibrate, detector_of, measure_pairs
-from .decide import Candidate, Decision, decide, enough_entities, passes
+from .decide import Candidate, Decision, decide
 from .discover import Pair, Screen, against_target, best_of_concepts, best_of_features, screen
 from .evidence import Evidence, gather
 from .groups import grow_from_features, measure_group
@@ -352,14 +352,14 @@ class Labelling:
         return summary
 
     def control_counts(self) -> dict[str, int]:
-        """Return, per kind of control, how many features it would label under the rule."""
-        counts = dict.fromkeys(CONTROLS, 0)
+        """Return, per kind of control, how many features it would label under the rule, clocks included."""
+        counts: dict[str, int] = dict.fromkeys(map(str, CONTROLS), 0)
         for pair, measure, q in zip(self.pairs, self.measures, self.q, strict=True):
             family = self.by_id[pair.target.concept].family
-            candidate = Candidate(pair, measure, float(q))
-            if family in counts and passes(candidate, self.rule) and enough_entities(measure, self.rule):
-                counts[family] += 1
-        return {str(k): v for k, v in counts.items()}
+            if family in counts:
+                candidate = Candidate(pair, measure, float(q))
+                counts[family] += self._judge(pair.feature, [candidate], control=None).reason is None
+        return counts
 
     def best_nuisance(self, feature: int, families: Sequence[str]) -> tuple[Pair, Measure] | None:
         """Return the strongest nuisance of the given families for a feature, by skill on confirm."""
@@ -377,23 +377,25 @@ class Labelling:
             self._by_feature.setdefault(pair.feature, []).append((pair, measure))
             if name == "concept" and pair.rank >= 0:
                 candidates.setdefault(pair.feature, []).append(Candidate(pair, measure, float(q)))
-        discover = self.evidence["discover"]
-        rates = np.stack([self.evidence[s].count / len(self.rows[s]) for s in SPLITS])
-        for j in range(discover.d_sae):
+        for j in range(self.evidence["discover"].d_sae):
             mine = sorted(candidates.get(j, []), key=lambda c: c.pair.rank)
-            clock = self.best_nuisance(j, ["clock"])
             control = self.best_nuisance(j, CONTROLS)
-            self.decisions.append(
-                decide(
-                    rates=(float(rates[0, j]), float(rates[1, j])),
-                    n_entities_firing=len(np.unique(discover.rows.member[discover.of(j)[0]])),
-                    candidates=mine,
-                    clock=None if clock is None else clock[1],
-                    control=None if control is None else control[1],
-                    overlap={i: self._overlap(mine[0].pair, c.pair) for i, c in enumerate(mine) if i},
-                    rule=self.rule,
-                )
-            )
+            self.decisions.append(self._judge(j, mine, control=None if control is None else control[1]))
+
+    def _judge(self, feature: int, candidates: Sequence[Candidate], *, control: Measure | None) -> Decision:
+        """Apply the rule to one feature."""
+        discover = self.evidence["discover"]
+        rates = [e.count[feature] / len(e.rows) for e in (discover, self.evidence["confirm"])]
+        clock = self.best_nuisance(feature, ["clock"])
+        return decide(
+            rates=(float(rates[0]), float(rates[1])),
+            n_entities_firing=len(np.unique(discover.rows.member[discover.of(feature)[0]])),
+            candidates=candidates,
+            clock=None if clock is None else clock[1],
+            control=control,
+            overlap={i: self._overlap(candidates[0].pair, c.pair) for i, c in enumerate(candidates) if i},
+            rule=self.rule,
+        )
 
     def _overlap(self, first: Pair, second: Pair) -> float:
         """Return the Jaccard overlap of two targets' rows on discover."""
