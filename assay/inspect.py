@@ -231,7 +231,7 @@ def _inspect_dictionary(path: Path, console: Console, verify: bool) -> None:
 def _inspect_panel(path: Path, console: Console, verify: bool) -> None:
     from activations_cache.panel import read_profile
 
-    from .pipeline import profile_lines
+    from .steps.model import profile_lines
 
     for line in profile_lines(read_profile(path)):
         console.print(line)

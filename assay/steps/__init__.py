@@ -1,0 +1,1 @@
+"""What the stages of a run do, by room: each hands files from one to the next."""

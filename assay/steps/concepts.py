@@ -1,0 +1,109 @@
+"""Evaluating the concepts on every row."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from activations_cache.store import ActivationStore
+from assay.stages import Context
+from label.concepts.evaluation import evaluate_concepts
+from label.concepts.language import ConceptInfo, NotApplicable, load_concepts
+from label.concepts.tables import load_concept_table
+from sae.errors import ConceptError, ConfigError
+
+
+def make_concepts(context: Context, out: Path) -> None:
+    """Evaluate the concepts on every row of the panel."""
+    config = context.config.concepts
+    assert config is not None
+    out.mkdir()
+    panel, entities = _rows_for_concepts(context, out)
+    tables: list[dict[str, Any]] = []
+    skipped: list[NotApplicable] = []
+    if config.paths and context.config.panel is not None and context.config.reads_panel:
+        library = load_concepts([Path(p) for p in config.paths])
+        fit_, skipped = library.applicable(context.config.panel.product, list(context.config.panel.columns))
+        labels = [c for c in fit_ if c.kind != "outcome"]
+        skipped += [
+            NotApplicable(c.id, "it looks ahead, so it never makes a label")
+            for c in fit_
+            if c.kind == "outcome"
+        ]
+        if labels:
+            report = evaluate_concepts(
+                labels,
+                panel,
+                out / "values.parquet",
+                timeout_s=config.timeout_s,
+                memory_limit=config.memory_limit,
+                threads=torch.get_num_threads(),
+            )
+            context.console.note(
+                f"{len(labels)} concepts on {report.rows:,} rows; {len(skipped)} not applicable"
+            )
+        fields = set(ConceptInfo.model_fields)
+        tables.append(
+            {
+                "file": "values.parquet",
+                "concepts": [c.model_dump(include=fields, mode="json") for c in labels],
+            }
+        )
+        (out / "expressions.json").write_text(json.dumps({c.id: c.expr for c in labels}, indent=1))
+    for i, table in enumerate(config.tables):
+        file = f"table_{i}.parquet"
+        infos = load_concept_table(
+            _inside(context, table.path),
+            out / file,
+            panel=panel,
+            entities=entities,
+            entity=table.entity,
+            time=table.time,
+            meta=None if table.meta is None else _inside(context, table.meta),
+        )
+        infos = [info for info in infos if any(fnmatch(info.id, glob) for glob in table.only)]
+        tables.append({"file": file, "concepts": [info.to_dict() for info in infos]})
+    _refuse_repeats([c["id"] for t in tables for c in t["concepts"]])
+    record = {"format_version": 1, "tables": tables, "not_applicable": [list(s) for s in skipped]}
+    (out / "concepts.json").write_text(json.dumps(record, indent=1))
+
+
+def _rows_for_concepts(context: Context, out: Path) -> tuple[Path, Path]:
+    """Return the files that say which rows and entities there are; without a panel they come from the store."""
+    if context.config.reads_panel:
+        return context.folder / "panel" / "panel.parquet", context.folder / "panel" / "entities.parquet"
+    store = ActivationStore.open(context.folder / "activations.zarr")
+    parts = [store.coordinates(split) for split, rows in store.splits.items() if rows]
+    entity, time = (np.concatenate([p[i] for p in parts]) for i in (0, 2))
+    # several rows may share a time, such as events of one day
+    rows = np.unique(np.stack([entity, time], axis=1), axis=0)
+    pq.write_table(pa.table({"entity": rows[:, 0], "time": rows[:, 1]}), out / "rows.parquet")
+    pq.write_table(store.entity_ids(), out / "entities.parquet")
+    return out / "rows.parquet", out / "entities.parquet"
+
+
+def _inside(context: Context, path: str) -> Path:
+    """Return a path of the configuration; `{run}` stands for the run folder."""
+    found = Path(path.replace("{run}", str(context.folder))).expanduser()
+    if not found.is_file():
+        raise ConfigError(
+            f"concepts.tables: no file at {found}", do="check the path; {run} stands for the run folder"
+        )
+    return found
+
+
+def _refuse_repeats(ids: Sequence[str]) -> None:
+    repeated = sorted({i for i in ids if ids.count(i) > 1})
+    if repeated:
+        raise ConceptError(
+            f"concepts with the same id in several files: {', '.join(repeated)}",
+            do="leave one of them out, with concepts.tables[].only for a table",
+        )
