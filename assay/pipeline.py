@@ -126,7 +126,7 @@ STAGES = (
     ),
     Stage(
         "label",
-        2,
+        3,
         _has("label"),
         _sections("label", "seed", "twin"),
         ("train", "train twin", "evaluate", "concepts"),

@@ -19,8 +19,8 @@ from sae.checkpoint import CONFIG, WEIGHTS, read_header
 from sae.errors import CheckpointError, ConfigError
 
 from .card import card
-from .columns import column_name
 from .folders import check_place, replaced_folder
+from .naming import column_name
 from .tables import FORMAT_VERSION as TABLES_VERSION
 from .tables import read_summary, read_table
 

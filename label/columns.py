@@ -1,4 +1,4 @@
-"""Features as columns for other models: stable names, and their values on a panel."""
+"""Features as columns for other models: their values on a panel."""
 
 from __future__ import annotations
 
@@ -19,35 +19,7 @@ from sae.checkpoint import load_sae
 from sae.errors import CheckpointError, PanelError
 from sae.world import World
 
-
-def column_name(feature: int, d_sae: int, concept: str | None, low: float | None, high: float | None) -> str:
-    """Return the name of a feature's column; it changes only if the feature's label does.
-
-    Parameters
-    ----------
-    feature, d_sae
-        Its number, and how many there are.
-    concept
-        The concept of its label; None where it has none.
-    low, high
-        The label's interval of values, low <= value < high; None = open.
-
-    Examples
-    --------
-    >>> column_name(123, 1024, "util_high", 0.9, None)
-    'f_0123__util_high_at_least_0.9'
-    >>> column_name(7, 1024, None, None, None)
-    'f_0007'
-    """
-    name = f"f_{feature:0{max(4, len(str(d_sae - 1)))}d}"
-    if concept is None:
-        return name
-    span = ""
-    if low is not None:
-        span = f"_{low:.6g}_to_below_{high:.6g}" if high is not None else f"_at_least_{low:.6g}"
-    elif high is not None:
-        span = f"_below_{high:.6g}"
-    return f"{name}__{concept}{span}"
+from .bundle import read_bundle
 
 
 def feature_columns(
@@ -79,9 +51,6 @@ def feature_columns(
     PanelError
         The panel's columns are not those that the model reads.
     """
-    # imported here, since a bundle is written with the names that this module gives
-    from .bundle import read_bundle
-
     dictionary = read_bundle(bundle)
     sae = load_sae(bundle)
     records = _chosen(bundle, features)

@@ -9,7 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from .statistics.counts import Counts, Levels, average_precision, count, fit_ranges, skill_of
+from .statistics.counts import (
+    Counts,
+    Levels,
+    average_precision,
+    count,
+    fit_ranges,
+    skill_of,
+    supported_ranges,
+)
 from .targets import Coded, Target
 
 
@@ -55,13 +63,25 @@ class Screen:
 
 
 def screen(
-    levels: Levels, concepts: Sequence[Coded], *, report: Callable[[int], None] = lambda _: None
+    levels: Levels,
+    concepts: Sequence[Coded],
+    *,
+    min_entities: int,
+    report: Callable[[int], None] = lambda _: None,
 ) -> Screen:
-    """Compare every feature with every concept on `discover`."""
+    """Compare every feature with every concept on `discover`.
+
+    Parameters
+    ----------
+    min_entities
+        Entities that a target needs on either side there, as it will on confirm.
+    """
     fits = []
     for i, concept in enumerate(concepts):
-        counts = count(levels, concept.codes["discover"], concept.n_bins)
-        fits.append(fit_ranges(counts, numeric=concept.edges is not None))
+        codes, n_bins = concept.codes["discover"], concept.n_bins
+        supported = supported_ranges(levels.evidence.rows, codes, n_bins=n_bins, min_entities=min_entities)
+        counts = count(levels, codes, n_bins)
+        fits.append(fit_ranges(counts, supported, numeric=concept.edges is not None))
         report(i + 1)
     stacked = [np.stack([f[i] for f in fits]) for i in range(6)]
     low, high, skill, f1, level, auroc = stacked
@@ -86,7 +106,7 @@ def best_of_features(
 
 
 def best_of_concepts(screened: Screen, rows: Sequence[int]) -> dict[str, Pair]:
-    """Return each concept's best feature by skill; concepts that hold nowhere, or everywhere, have none."""
+    """Return each concept's best feature by skill; concepts that hold, or fail, on too few entities have none."""
     best = {}
     for c in rows:
         feature = int(screened.skill[c].argmax())

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from .concepts.language import ConceptInfo
 from .confirm import Measure
 from .describe import template
-from .groups import GroupMeasure, Member
+from .labelling import Group, Labelling
 from .statistics.bootstrap import Interval
 from .targets import CONTROLS, Coded, Target
-
-if TYPE_CHECKING:
-    from .run import Labelling
 
 
 def spread(name: str, value: Interval | None) -> dict[str, float | None]:
@@ -63,7 +60,7 @@ def feature(work: Labelling, j: int) -> dict[str, Any]:
     words: dict[str, Any] = {"concept_text": "", "whole": False}
     if decision.winner is not None:
         pair, measure, q = decision.winner
-        coded, info = work.by_id[pair.target.concept], work._info(pair.target.concept)
+        coded, info = work.by_id[pair.target.concept], work.info(pair.target.concept)
         low, high = coded.bounds(pair.target)
         words = {"concept_text": info.text, "whole": work.whole.get(info.id, False)}
         record |= {"concept": info.id, "low": low, "high": high, "category": info.category}
@@ -172,7 +169,7 @@ def concepts(work: Labelling) -> Iterator[dict[str, Any]]:
             record["known_share"] = float((codes >= 0).mean())
             pair = work.best_of_concept.get(info.id)
             if pair is None:
-                yield record | {"reason": "it holds on no row of discover, or on nearly all"}
+                yield record | {"reason": "it holds, or fails, on too few entities of discover"}
                 continue
             yield record | _best(work, index[pair.feature, pair.target])
     for id_, reason in work.inputs.not_applicable:
@@ -198,31 +195,25 @@ def _best(work: Labelling, i: int) -> dict[str, Any]:
     return out
 
 
-def group(
-    coded: Coded,
-    target: Target,
-    title: str,
-    members: Sequence[Member],
-    f1_discover: float,
-    measure: GroupMeasure,
-    single: GroupMeasure,
-) -> dict[str, Any]:
+def group(work: Labelling, found: Group) -> dict[str, Any]:
     """Return one row of groups.parquet."""
-    low, high = coded.bounds(target)
+    coded, measure = work.by_id[found.target.concept], found.measure
+    low, high = coded.bounds(found.target)
+    whole = work.whole.get(coded.id, False)
     return {
         "concept": coded.id,
-        "title": title,
+        "title": title_of(work.info(coded.id), coded, found.target, whole),
         "low": low,
         "high": high,
-        "features": [m.name for m in members],
-        "thresholds": [m.threshold for m in members],
-        "f1_discover": f1_discover,
+        "features": [m.name for m in found.members],
+        "thresholds": [m.threshold for m in found.members],
+        "f1_discover": found.f1_discover,
         **spread("f1", measure.f1),
         **spread("precision", measure.precision),
         **spread("recall", measure.recall),
         "prevalence": measure.prevalence,
         "n_entities": measure.n_entities,
-        "single_f1": single.f1.value,
+        "single_f1": found.single.f1.value,
     }
 
 

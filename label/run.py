@@ -1,92 +1,18 @@
-"""Labelling a dictionary, from activations and concept values to tables: screen, confirm, compare, remove, decide, say."""
+"""Labelling a dictionary, from activations and concept values to tables."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from activations_cache.panel import Panel
-from activations_cache.reference.credit_transformer import CreditTransformer
-from activations_cache.store import ActivationStore
-from sae.base import SAE
-from sae.checkpoint import load_sae
-from sae.errors import ConceptError, StoreError
-
 from . import examples, records
-from .alignment import code_table, raw_values
-from .baselines import ColumnDetector, TwinFeature, best_columns, best_twin_features
-from .cause import Ablation, Effect, Stream
-from .concepts.language import ConceptInfo, NotApplicable
 from .config import LabelConfig
-from .confirm import Confirm, Measure, calibrate, detector_of, measure_pairs
-from .decide import Candidate, Decision, decide
-from .discover import Pair, Screen, against_target, best_of_concepts, best_of_features, screen
-from .evidence import Evidence, gather
-from .groups import grow_from_features, measure_group
-from .statistics.bootstrap import Interval, entity_weights, interval
-from .statistics.counts import Levels, count
-from .statistics.score_test import Calibration, benjamini_hochberg, p_value
+from .inputs import LabelInputs, Report, read_material
+from .labelling import Labelling
 from .tables import FORMAT_VERSION, write_table
-from .targets import (
-    CONTROLS,
-    Coded,
-    Target,
-    clocks,
-    hash_controls,
-    permuted_controls,
-    persistent_controls,
-)
-
-Report = Callable[[str, int, int], None]
-SPLITS = ("discover", "confirm")
-
-
-@dataclass(frozen=True)
-class LabelInputs:
-    """What is labelled, and with what.
-
-    Attributes
-    ----------
-    store, sae, hook
-        The activations and the dictionary trained on one of their hooks.
-    tables
-        Concept values (Parquet with entity, time, one column per concept) and what is said of them.
-    not_applicable
-        Concepts that were not evaluated, and why.
-    panel, model
-        Folders of the canonical panel and of the model; None where there is none, and then raw columns are no
-        baseline and nothing is removed.
-    twin_store, twin_sae
-        The untrained twin's; None where there is none.
-    fidelity
-        Figures of the dictionary's evaluation, repeated in the summary.
-    """
-
-    store: Path
-    sae: Path
-    hook: str
-    tables: Sequence[tuple[Path, list[ConceptInfo]]]
-    not_applicable: Sequence[NotApplicable] = ()
-    panel: Path | None = None
-    model: Path | None = None
-    twin_store: Path | None = None
-    twin_sae: Path | None = None
-    fidelity: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A target's worth without the model: raw column and twin, each with its skill on confirm."""
-
-    column: ColumnDetector | None
-    column_measure: Measure | None
-    twin: TwinFeature | None
-    twin_measure: Measure | None
 
 
 def label_dictionary(
@@ -104,373 +30,58 @@ def label_dictionary(
     StoreError, CheckpointError, ConceptError
         An input is missing, damaged, or belongs to something else.
     """
-    work = Labelling.prepare(inputs, config, seed=seed, report=report)
+    work = Labelling(inputs, read_material(inputs, report=report), config, seed=seed, report=report)
     work.discover()
     work.confirm_pairs()
     work.compare()
     work.remove()
     work.group()
     out.mkdir(parents=True, exist_ok=True)
-    return work.write(out)
+    return write_tables(work, out)
 
 
-class Labelling:
-    """One labelling in progress; the steps run in the order of their definition."""
+def write_tables(work: Labelling, out: Path) -> dict[str, Any]:
+    """Write all tables and the summary."""
+    features = [records.feature(work, j) for j in range(len(work.decisions))]
+    write_table(out, "features", features)
+    write_table(out, "associations", (records.association(work, i) for i in range(len(work.pairs))))
+    write_table(out, "concepts", records.concepts(work))
+    write_table(out, "groups", (records.group(work, g) for g in work.groups))
+    _write_shown(work, out)
+    summary = records.summary(work, features)
+    summary["format_version"] = FORMAT_VERSION
+    (out / "summary.json").write_text(json.dumps(summary, indent=1))
+    return summary
 
-    def __init__(
-        self,
-        inputs: LabelInputs,
-        config: LabelConfig,
-        seed: int,
-        report: Report,
-        evidence: dict[str, Evidence],
-        twin: dict[str, Evidence] | None,
-        concepts: list[Coded],
-        ids: list[str],
-    ) -> None:
-        self.inputs, self.config, self.seed, self.report = inputs, config, seed, report
-        self.evidence, self.twin, self.ids = evidence, twin, ids
-        self.rows = {s: e.rows for s, e in evidence.items()}
-        self.concepts = concepts
-        self.whole: dict[str, bool] = {}
-        self.rule = config.rule()
-        self.by_id: dict[str, Coded] = {}
-        self.screened: Screen
-        self.levels: Levels
-        self.pairs: list[Pair] = []
-        self.measures: list[Measure] = []
-        self.q: np.ndarray = np.empty(0)
-        self.decisions: list[Decision] = []
-        self.compared: dict[Target, Compared] = {}
-        self.effects: dict[int, Effect] = {}
-        self.ablation: Ablation | None = None
-        self.groups: list[dict[str, Any]] = []
-        self.calibration = Calibration(0, float("nan"), 1.0)
 
-    @staticmethod
-    def prepare(inputs: LabelInputs, config: LabelConfig, *, seed: int, report: Report) -> Labelling:
-        """Read codes of both splits and concept values, and make the nuisances and controls."""
-        store = ActivationStore.open(inputs.store)
-        sae = load_sae(inputs.sae)
-        evidence = _evidence(store, sae, inputs.hook, "reading codes", report)
-        twin = None
-        if inputs.twin_store is not None and inputs.twin_sae is not None:
-            twin_store = ActivationStore.open(inputs.twin_store)
-            twin = _evidence(
-                twin_store, load_sae(inputs.twin_sae), inputs.hook, "reading the twin's codes", report
-            )
-            for split in SPLITS:
-                if not np.array_equal(twin[split].rows.entity, evidence[split].rows.entity):
-                    raise StoreError(
-                        f"{inputs.twin_store} holds other rows than {inputs.store}",
-                        do="harvest the twin again",
-                    )
-        rows = {s: e.rows for s, e in evidence.items()}
-        names = store.entity_ids()
-        if names is None:
-            raise StoreError(f"{inputs.store} does not name its entities", do="harvest it again")
-        ids: list[str] = [""] * (max(names["entity"].to_pylist()) + 1)
-        for code, name in zip(names["entity"].to_pylist(), names["id"].to_pylist(), strict=True):
-            ids[code] = name
-        concepts: list[Coded] = []
-        whole: dict[str, bool] = {}
-        for path, infos in inputs.tables:
-            coded, are_whole = code_table(path, infos, rows)
-            concepts += coded
-            whole |= are_whole
-        if not concepts:
-            raise ConceptError(
-                "no concept applies to this panel", do="check concepts.paths and the panel's product"
-            )
-        work = Labelling(inputs, config, seed, report, evidence, twin, concepts, ids)
-        work.whole = whole
-        return work
-
-    def discover(self) -> None:
-        """Screen everything on discover and choose what goes on to confirm."""
-        nuisances = [
-            *clocks(self.rows),
-            *hash_controls(self.rows, self.ids, seed=self.seed),
-            *persistent_controls(self.rows, self.concepts, seed=self.seed),
-            *permuted_controls(self.rows, self.concepts, seed=self.seed),
-        ]
-        every = [*self.concepts, *nuisances]
-        self.by_id = {c.id: c for c in every}
-        self.levels = Levels.of(self.evidence["discover"])
-        self.screened = screen(self.levels, every, report=lambda i: self.report("screening", i, len(every)))
-        c = self.config
-
-        def best(rows: Sequence[int], n_best: int) -> list[Pair]:
-            return best_of_features(
-                self.screened, rows, n_best=n_best, min_skill=c.candidate_skill, min_auroc=c.screen_auroc
-            )
-
-        chosen = best(self._of_family("concept"), c.candidates)
-        for family in ("clock", *CONTROLS):
-            chosen += best(self._of_family(family), 1)
-        self.best_of_concept = best_of_concepts(self.screened, self._of_family("concept"))
-        seen = {(p.feature, p.target) for p in chosen}
-        chosen += [p for p in self.best_of_concept.values() if (p.feature, p.target) not in seen]
-        self.pairs = chosen
-
-    def confirm_pairs(self) -> None:
-        """Measure every chosen pair once, check the test, adjust for their number, and decide."""
-        rows = self.rows["confirm"]
-        weights = entity_weights(rows.n_entities, self.config.n_bootstrap, seed=self.seed)
-        self.confirm = Confirm(rows, self.by_id, weights)
-        n = len(self.pairs)
-        evidence = self.evidence["confirm"]
-        self.measures = measure_pairs(
-            self.confirm, evidence, self.pairs, report=lambda i: self.report("confirming", i, n)
-        )
-        family = np.array([self.by_id[p.target.concept].family for p in self.pairs])
-        real = [p for p, f in zip(self.pairs, family, strict=True) if f == "concept"]
-        self.report("checking the test", 0, 1)
-        self.calibration = calibrate(
-            self.confirm,
+def _write_shown(work: Labelling, out: Path) -> None:
+    evidence, raw = work.evidence["confirm"], work.raw("confirm")
+    shown: list[dict[str, Any]] = []
+    bins: list[dict[str, Any]] = []
+    changes: list[dict[str, Any]] = []
+    for feature in work.labelled():
+        winner = work.decisions[feature].winner
+        assert winner is not None
+        holds, applies = work.by_id[winner.pair.target.concept].truth("confirm", winner.pair.target)
+        bins += examples.histogram(evidence, feature, holds, applies)
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([work.seed, 7, feature])))
+        bands = examples.choose(
             evidence,
-            real,
-            n_permutations=self.config.n_permutations,
-            n_pairs=self.config.n_calibration_pairs,
-            seed=self.seed,
+            feature,
+            winner.pair.threshold,
+            holds,
+            applies,
+            per_band=work.config.examples,
+            rng=rng,
         )
-        self.report("checking the test", 1, 1)
-        self.p = p_value(np.array([m.statistic for m in self.measures]), self.calibration.inflation)
-        self.q = np.ones(n)
-        for name in np.unique(family):
-            # each family is judged by the rule as if it were the concepts, so that controls are counted fairly
-            part = np.flatnonzero(family == name)
-            self.q[part] = benjamini_hochberg(self.p[part])
-        self._decide(family)
-
-    def compare(self) -> None:
-        """Measure raw columns and the twin on every target that a label or a concept's best feature names."""
-        targets = [d.winner.pair.target for d in self.decisions if d.winner is not None and d.reason is None]
-        targets += [p.target for p in self.best_of_concept.values()]
-        targets = list(dict.fromkeys(targets))
-        columns = self._columns(targets)
-        twins: dict[Target, TwinFeature] = {}
-        if self.twin is not None:
-            twins = best_twin_features(Levels.of(self.twin["discover"]), self.by_id, targets)
-        raw = self._raw("confirm")
-        for i, target in enumerate(targets):
-            column, twin = columns.get(target), twins.get(target)
-            column_measure = twin_measure = None
-            if column is not None and raw is not None:
-                values = raw[1][:, raw[0].index(column.column)]
-                column_measure = self.confirm.measure(column.on(values), target)
-            if twin is not None and self.twin is not None:
-                pair = Pair(twin.feature, target, twin.threshold, 0.0, twin.skill, 0.0, 0)
-                twin_measure = self.confirm.measure(detector_of(self.twin["confirm"], pair), target)
-            self.compared[target] = Compared(column, column_measure, twin, twin_measure)
-            self.report("comparing with raw columns and the twin", i + 1, len(targets))
-
-    def remove(self) -> None:
-        """Remove features from the stream of held-out histories and see what the default logit does."""
-        panel = self._panel()
-        if panel is None or self.inputs.model is None or panel.outcome is None:
-            return
-        model = CreditTransformer.from_pretrained(self.inputs.model).eval()
-        store = ActivationStore.open(self.inputs.store)
-        stream = Stream.read(
-            store,
-            model,
-            panel,
-            self.inputs.hook,
-            load_sae(self.inputs.sae),
-            n_entities=self.config.ablation_pool,
-            seed=self.seed,
-        )
-        self.ablation = Ablation(
-            stream,
-            n_entities=self.config.ablation_entities,
-            n_bootstrap=self.config.n_bootstrap,
-            seed=self.seed,
-        )
-        live = np.flatnonzero(self.evidence["confirm"].count).tolist()
-        self.ablation.live(live, report=lambda i: self.report("removing features", i, len(live)))
-        labelled = self.labelled()
-        for i, feature in enumerate(labelled):
-            effect = self.ablation.effect(
-                feature, n_random=self.config.n_random, n_matched=self.config.n_matched
-            )
-            if effect is not None:
-                self.effects[feature] = effect
-            self.report("comparing with random directions", i + 1, len(labelled))
-
-    def group(self) -> None:
-        """Grow a group for every concept's target on discover and measure it on confirm."""
-        c = self.config
-        for i, (concept, pair) in enumerate(self.best_of_concept.items()):
-            coded = self.by_id[concept]
-            counts = count(self.levels, coded.codes["discover"], coded.n_bins)
-            holds, applies = coded.truth("discover", pair.target)
-            members, f1 = grow_from_features(
-                self.evidence["discover"],
-                against_target(self.levels, counts, pair.target),
-                holds,
-                applies,
-                max_size=c.group_size,
-                min_gain=c.group_gain,
-            )
-            if members:
-                evidence = self.evidence["confirm"]
-                measure = measure_group(self.confirm, evidence, members, pair.target)
-                single = measure_group(self.confirm, evidence, members[:1], pair.target)
-                title = records.title_of(
-                    self._info(concept), coded, pair.target, self.whole.get(concept, False)
-                )
-                self.groups.append(records.group(coded, pair.target, title, members, f1, measure, single))
-            self.report("growing groups", i + 1, len(self.best_of_concept))
-
-    def labelled(self) -> list[int]:
-        """Return the labelled features."""
-        return [j for j, d in enumerate(self.decisions) if d.reason is None]
-
-    def learned(self, feature: int) -> tuple[bool | None, Interval | None, Interval | None]:
-        """Return whether a label exceeds raw column and twin, and both paired differences of skill."""
-        winner = self.decisions[feature].winner
-        if winner is None or winner.pair.target not in self.compared:
-            return None, None, None
-        rivals = self.compared[winner.pair.target]
-        over = [self._over(winner.measure, m) for m in (rivals.column_measure, rivals.twin_measure)]
-        if over[0] is None or over[1] is None:
-            return None, over[0], over[1]
-        return over[0].low > 0 and over[1].low > 0, over[0], over[1]
-
-    def write(self, out: Path) -> dict[str, Any]:
-        """Write all tables and the summary."""
-        features = [records.feature(self, j) for j in range(len(self.decisions))]
-        write_table(out, "features", features)
-        write_table(out, "associations", (records.association(self, i) for i in range(len(self.pairs))))
-        write_table(out, "concepts", records.concepts(self))
-        write_table(out, "groups", self.groups)
-        self._write_shown(out)
-        summary = records.summary(self, features)
-        summary["format_version"] = FORMAT_VERSION
-        (out / "summary.json").write_text(json.dumps(summary, indent=1))
-        return summary
-
-    def control_counts(self) -> dict[str, int]:
-        """Return, per kind of control, how many features it would label under the rule, clocks included."""
-        counts: dict[str, int] = dict.fromkeys(map(str, CONTROLS), 0)
-        for pair, measure, q in zip(self.pairs, self.measures, self.q, strict=True):
-            family = self.by_id[pair.target.concept].family
-            if family in counts:
-                candidate = Candidate(pair, measure, float(q))
-                counts[family] += self._judge(pair.feature, [candidate], control=None).reason is None
-        return counts
-
-    def best_nuisance(self, feature: int, families: Sequence[str]) -> tuple[Pair, Measure] | None:
-        """Return the strongest nuisance of the given families for a feature, by skill on confirm."""
-        found = [
-            (p, m)
-            for p, m in self._by_feature.get(feature, ())
-            if self.by_id[p.target.concept].family in families
-        ]
-        return max(found, key=lambda pm: pm[1].skill.value) if found else None
-
-    def _decide(self, family: np.ndarray) -> None:
-        self._by_feature: dict[int, list[tuple[Pair, Measure]]] = {}
-        candidates: dict[int, list[Candidate]] = {}
-        for pair, measure, q, name in zip(self.pairs, self.measures, self.q, family, strict=True):
-            self._by_feature.setdefault(pair.feature, []).append((pair, measure))
-            if name == "concept" and pair.rank >= 0:
-                candidates.setdefault(pair.feature, []).append(Candidate(pair, measure, float(q)))
-        for j in range(self.evidence["discover"].d_sae):
-            mine = sorted(candidates.get(j, []), key=lambda c: c.pair.rank)
-            control = self.best_nuisance(j, CONTROLS)
-            self.decisions.append(self._judge(j, mine, control=None if control is None else control[1]))
-
-    def _judge(self, feature: int, candidates: Sequence[Candidate], *, control: Measure | None) -> Decision:
-        """Apply the rule to one feature."""
-        discover = self.evidence["discover"]
-        rates = [e.count[feature] / len(e.rows) for e in (discover, self.evidence["confirm"])]
-        clock = self.best_nuisance(feature, ["clock"])
-        return decide(
-            rates=(float(rates[0]), float(rates[1])),
-            n_entities_firing=len(np.unique(discover.rows.member[discover.of(feature)[0]])),
-            candidates=candidates,
-            clock=None if clock is None else clock[1],
-            control=control,
-            overlap={i: self._overlap(candidates[0].pair, c.pair) for i, c in enumerate(candidates) if i},
-            rule=self.rule,
-        )
-
-    def _overlap(self, first: Pair, second: Pair) -> float:
-        """Return the Jaccard overlap of two targets' rows on discover."""
-        a, _ = self.by_id[first.target.concept].truth("discover", first.target)
-        b, _ = self.by_id[second.target.concept].truth("discover", second.target)
-        return float((a & b).sum() / max((a | b).sum(), 1))
-
-    def _over(self, mine: Measure, other: Measure | None) -> Interval | None:
-        if other is None:
-            return None
-        return interval(mine.skill.value - other.skill.value, mine.skill_draws - other.skill_draws)
-
-    def _of_family(self, family: str) -> list[int]:
-        return [i for i, c in enumerate([*self.by_id.values()]) if c.family == family]
-
-    def _info(self, concept: str) -> ConceptInfo:
-        return next(info for _, infos in self.inputs.tables for info in infos if info.id == concept)
-
-    def _panel(self) -> Panel | None:
-        return None if self.inputs.panel is None else Panel.open(self.inputs.panel)
-
-    def _raw(self, split: str) -> tuple[list[str], np.ndarray] | None:
-        panel = self._panel()
-        return None if panel is None else (panel.columns, raw_values(panel, self.rows[split]))
-
-    def _columns(self, targets: Sequence[Target]) -> dict[Target, ColumnDetector]:
-        raw = self._raw("discover")
-        if raw is None:
-            return {}
-        truths = {t: self.by_id[t.concept].truth("discover", t) for t in targets}
-        return best_columns(raw[0], raw[1], truths)
-
-    def _write_shown(self, out: Path) -> None:
-        evidence, raw = self.evidence["confirm"], self._raw("confirm")
-        shown: list[dict[str, Any]] = []
-        bins: list[dict[str, Any]] = []
-        changes: list[dict[str, Any]] = []
-        for feature in self.labelled():
-            winner = self.decisions[feature].winner
-            assert winner is not None
-            holds, applies = self.by_id[winner.pair.target.concept].truth("confirm", winner.pair.target)
-            bins += examples.histogram(evidence, feature, holds, applies)
-            rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, 7, feature])))
-            bands = examples.choose(
-                evidence,
-                feature,
-                winner.pair.threshold,
-                holds,
-                applies,
-                per_band=self.config.examples,
-                rng=rng,
-            )
-            shown += examples.timelines(evidence, feature, bands, holds, applies, self.ids, raw)
-            if self.ablation is not None and feature in self.ablation.removed:
-                removed = self.ablation.removed[feature]
-                changes += [
-                    {"feature": feature, "entity": self.ids[e], "change": float(c)}
-                    for e, c in zip(removed.entity, removed.change, strict=True)
-                ]
-        extra = [f"raw_{name}" for name in raw[0]] if raw is not None else []
-        write_table(out, "examples", shown, extra=extra)
-        write_table(out, "histograms", bins)
-        write_table(out, "effects", changes)
-
-
-def _evidence(store: ActivationStore, sae: SAE, hook: str, phase: str, report: Report) -> dict[str, Evidence]:
-    total = sum(store.splits[s] for s in SPLITS)
-    out: dict[str, Evidence] = {}
-    for split in SPLITS:
-        before = sum(len(e.rows) for e in out.values())
-        out[split] = gather(
-            store,
-            sae,
-            hook,
-            split,
-            report=lambda done, before=before: report(phase, before + done, total),  # type: ignore[misc]
-        )
-    return out
+        shown += examples.timelines(evidence, feature, bands, holds, applies, work.ids, raw)
+        if work.ablation is not None and feature in work.ablation.removed:
+            removed = work.ablation.removed[feature]
+            changes += [
+                {"feature": feature, "entity": work.ids[e], "change": float(c)}
+                for e, c in zip(removed.entity, removed.change, strict=True)
+            ]
+    extra = [f"raw_{name}" for name in raw[0]] if raw is not None else []
+    write_table(out, "examples", shown, extra=extra)
+    write_table(out, "histograms", bins)
+    write_table(out, "effects", changes)

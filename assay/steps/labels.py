@@ -8,7 +8,8 @@ from typing import Any
 
 from assay.stages import Context
 from label.concepts.language import ConceptInfo, NotApplicable
-from label.run import LabelInputs, label_dictionary
+from label.inputs import LabelInputs
+from label.run import label_dictionary
 
 
 def make_labels(context: Context, out: Path) -> None:

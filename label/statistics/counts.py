@@ -11,12 +11,14 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
-from label.evidence import N_LEVELS, Evidence
+from label.evidence import N_LEVELS, Evidence, Rows
 
 MAX_PREVALENCE = 0.95
 """A target that holds more often than this describes nothing."""
+UNSUPPORTED = 100.0
+"""Taken from the skill of a range on too few entities: more than two skills can differ by, so it loses to any other."""
 
 
 @dataclass(frozen=True)
@@ -135,25 +137,52 @@ def skill_of(ap: np.ndarray, prevalence: np.ndarray) -> np.ndarray:
     return np.where(usable, (ap - prevalence) / np.maximum(1 - prevalence, 1e-12), -np.inf)
 
 
-def fit_ranges(counts: Counts, *, numeric: bool) -> Fit:
-    """Return every feature's best range of bins.
+def supported_ranges(
+    rows: Rows, codes: Int[np.ndarray, " rows"], *, n_bins: int, min_entities: int
+) -> Bool[np.ndarray, "bins bins"]:
+    """Return for each range of bins (first, last) whether it holds, and fails, on enough entities.
+
+    An entity counts on a side if one of its rows is there; rows where the concept does not apply are on neither.
+    """
+    known = codes >= 0
+    present = np.zeros((rows.n_entities, n_bins), dtype=bool)
+    present[rows.member[known], codes[known]] = True
+    up_to = np.logical_or.accumulate(present, axis=1)
+    from_on = np.logical_or.accumulate(present[:, ::-1], axis=1)[:, ::-1]
+    nobody = np.zeros((rows.n_entities, 1), dtype=bool)
+    below, above = np.hstack([nobody, up_to[:, :-1]]), np.hstack([from_on[:, 1:], nobody])
+    out = np.zeros((n_bins, n_bins), dtype=bool)
+    for low in range(n_bins):
+        holds = np.logical_or.accumulate(present[:, low:], axis=1).sum(0)
+        fails = (below[:, low, None] | above[:, low:]).sum(0)
+        out[low, low:] = np.minimum(holds, fails) >= min_entities
+    return out
+
+
+def fit_ranges(counts: Counts, supported: Bool[np.ndarray, "bins bins"], *, numeric: bool) -> Fit:
+    """Return every feature's best supported range of bins; where there is none its skill is -inf.
 
     A yes-or-no concept's range is bin 1. For a numeric one it starts at the bin of highest skill and takes in
-    whichever neighbour raises the skill more, as long as one does.
+    whichever neighbour raises the skill more, as long as one does; a range on enough entities is preferred to any
+    that is not, so that a bin of few does not win by chance.
     """
     d, _, sums = counts.above.shape
     n_bins = sums - 1
     if not numeric:
         low = np.ones(d, dtype=np.int64)
-        return _measure(counts, low, low)
-    single = np.stack([_skill(counts, np.full(d, b), np.full(d, b)) for b in range(n_bins)], axis=1)
+        return _measure(counts, supported, low, low)
+
+    def worth(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+        return np.asarray(_skill(counts, low, high) - np.where(supported[low, high], 0.0, UNSUPPORTED))
+
+    single = np.stack([worth(np.full(d, b), np.full(d, b)) for b in range(n_bins)], axis=1)
     low = single.argmax(1)
     high = low.copy()
     best = single.max(1)
     for _ in range(n_bins - 1):
         left, right = np.maximum(low - 1, 0), np.minimum(high + 1, n_bins - 1)
-        skill_left = np.where(low > 0, _skill(counts, left, high), -np.inf)
-        skill_right = np.where(high < n_bins - 1, _skill(counts, low, right), -np.inf)
+        skill_left = np.where(low > 0, worth(left, high), -np.inf)
+        skill_right = np.where(high < n_bins - 1, worth(low, right), -np.inf)
         go_left = (skill_left > best) & (skill_left >= skill_right)
         go_right = (skill_right > best) & ~go_left
         if not (go_left | go_right).any():
@@ -161,7 +190,7 @@ def fit_ranges(counts: Counts, *, numeric: bool) -> Fit:
         low = np.where(go_left, left, low)
         high = np.where(go_right, right, high)
         best = np.where(go_left, skill_left, np.where(go_right, skill_right, best))
-    return _measure(counts, low, high)
+    return _measure(counts, supported, low, high)
 
 
 def _range(counts: Counts, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -177,7 +206,7 @@ def _skill(counts: Counts, low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return skill_of(average_precision(tp, fired, positives, n), positives / max(n, 1))
 
 
-def _measure(counts: Counts, low: np.ndarray, high: np.ndarray) -> Fit:
+def _measure(counts: Counts, supported: np.ndarray, low: np.ndarray, high: np.ndarray) -> Fit:
     tp, fired, positives = _range(counts, low, high)
     n = int(counts.total[-1])
     f1 = 2 * tp / np.maximum(fired + positives[:, None], 1)
@@ -186,4 +215,5 @@ def _measure(counts: Counts, low: np.ndarray, high: np.ndarray) -> Fit:
     rank_sum = counts.rank_sum[d, high + 1] - counts.rank_sum[d, low]
     negatives = n - positives
     area = (rank_sum - positives * (positives + 1) / 2) / np.maximum(positives * negatives, 1)
-    return Fit(low, high, _skill(counts, low, high), f1[d, level], level, area)
+    skill = np.where(supported[low, high], _skill(counts, low, high), -np.inf)
+    return Fit(low, high, skill, f1[d, level], level, area)

@@ -15,7 +15,8 @@ from activations_cache.sources.synthetic import SyntheticSource, SyntheticSource
 from activations_cache.store import ActivationStore
 from label.concepts.language import ConceptInfo
 from label.config import LabelConfig
-from label.run import LabelInputs, label_dictionary
+from label.inputs import LabelInputs
+from label.run import label_dictionary
 from label.tables import SCHEMAS, read_summary, read_table
 from sae.architectures.batch_topk import BatchTopKConfig
 from sae.checkpoint import save_sae

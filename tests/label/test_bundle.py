@@ -19,7 +19,8 @@ from activations_cache.panel import Panel, PanelConfig, prepare
 from activations_cache.reference.credit_transformer import CreditTransformer
 from activations_cache.reference.histories import collate, model_config
 from label.bundle import verify_bundle, write_bundle
-from label.columns import column_name, feature_columns
+from label.columns import feature_columns
+from label.naming import column_name
 from label.tables import read_summary, read_table
 from sae.base import SAEConfig
 from sae.checkpoint import load_sae, save_sae

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from label.evidence import N_LEVELS
-from label.statistics.counts import Levels, average_precision, count, fit_ranges
+from label.statistics.counts import Levels, average_precision, count, fit_ranges, supported_ranges
 from tests.label.builders import make_evidence, make_rows
 
 
@@ -21,11 +21,16 @@ def draw(seed: int, n_entities: int = 40, length: int = 8, d: int = 6, ties: boo
     return rows, dense.astype(np.float32), codes
 
 
+def fit_all(levels: Levels, codes: np.ndarray, *, n_bins: int):
+    """Fit with every range on enough entities."""
+    return fit_ranges(count(levels, codes, n_bins), np.ones((n_bins, n_bins), dtype=bool), numeric=n_bins > 2)
+
+
 @pytest.mark.parametrize("ties", [False, True])
 @pytest.mark.parametrize("seed", range(4))
 def test_auroc_equals_sklearn_on_the_rows_where_the_concept_applies(seed, ties):
     rows, dense, codes = draw(seed, ties=ties)
-    fit = fit_ranges(count(Levels.of(make_evidence(dense, rows)), codes, 2), numeric=False)
+    fit = fit_all(Levels.of(make_evidence(dense, rows)), codes, n_bins=2)
     known = codes >= 0
     for j in range(dense.shape[1]):
         assert fit.auroc[j] == pytest.approx(roc_auc_score(codes[known], dense[known, j]), abs=1e-7)
@@ -35,7 +40,7 @@ def test_few_values_make_the_levels_exact_and_ap_equals_sklearn():
     rng = np.random.default_rng(0)
     rows, dense, codes = draw(1)
     dense = rng.integers(0, 8, dense.shape).astype(np.float32)
-    fit = fit_ranges(count(Levels.of(make_evidence(dense, rows)), codes, 2), numeric=False)
+    fit = fit_all(Levels.of(make_evidence(dense, rows)), codes, n_bins=2)
     known = codes >= 0
     p = codes[known].mean()
     for j in range(dense.shape[1]):
@@ -46,7 +51,7 @@ def test_few_values_make_the_levels_exact_and_ap_equals_sklearn():
 def test_f1_is_the_best_over_the_frozen_thresholds_with_strict_comparison():
     rows, dense, codes = draw(2)
     levels = Levels.of(make_evidence(dense, rows))
-    fit = fit_ranges(count(levels, codes, 2), numeric=False)
+    fit = fit_all(levels, codes, n_bins=2)
     known = codes >= 0
     truth = codes[known] == 1
     for j in range(dense.shape[1]):
@@ -64,7 +69,7 @@ def test_a_numeric_concept_finds_the_interval_that_a_feature_stands_for():
     rows = make_rows(200, 10)
     codes = rng.integers(0, 10, len(rows)).astype(np.int8)
     dense = np.stack([np.isin(codes, [4, 5, 6]), codes >= 8, codes == 0], axis=1).astype(np.float32)
-    fit = fit_ranges(count(Levels.of(make_evidence(dense, rows)), codes, 10), numeric=True)
+    fit = fit_all(Levels.of(make_evidence(dense, rows)), codes, n_bins=10)
     assert list(zip(fit.low, fit.high, strict=True)) == [(4, 6), (8, 9), (0, 0)]
     assert fit.skill == pytest.approx(np.ones(3), abs=1e-6)
 
@@ -73,25 +78,63 @@ def test_range_measures_equal_those_of_the_union_counted_directly():
     rng = np.random.default_rng(4)
     rows, dense, _ = draw(5)
     codes = rng.integers(-1, 5, len(rows)).astype(np.int8)
-    fit = fit_ranges(count(Levels.of(make_evidence(dense, rows)), codes, 5), numeric=True)
+    fit = fit_all(Levels.of(make_evidence(dense, rows)), codes, n_bins=5)
     known = codes >= 0
     for j in range(dense.shape[1]):
         truth = ((codes >= fit.low[j]) & (codes <= fit.high[j]))[known]
         assert fit.auroc[j] == pytest.approx(roc_auc_score(truth, dense[known, j]), abs=1e-7)
 
 
+@given(st.integers(0, 10_000))
+@settings(max_examples=25, deadline=None)
+def test_support_counts_the_entities_on_either_side_of_every_range(seed):
+    rng = np.random.default_rng(seed)
+    rows = make_rows(25, 3)
+    n_bins, least = 4, int(rng.integers(1, 12))
+    codes = rng.choice([-1, 0, 1, 2, 3], len(rows), p=[0.2, 0.5, 0.2, 0.08, 0.02]).astype(np.int8)
+    supported = supported_ranges(rows, codes, n_bins=n_bins, min_entities=least)
+    for low in range(n_bins):
+        for high in range(low, n_bins):
+            holds = {e for e, c in zip(rows.entity, codes, strict=True) if low <= c <= high}
+            fails = {e for e, c in zip(rows.entity, codes, strict=True) if c >= 0 and not low <= c <= high}
+            assert supported[low, high] == (min(len(holds), len(fails)) >= least)
+
+
+def test_a_bin_of_few_entities_does_not_win_and_may_be_part_of_a_range():
+    rows = make_rows(200, 5)
+    codes = (np.arange(len(rows)) % 3).astype(np.int8)
+    codes[:10] = 3  # two entities, on which the feature is perfect
+    dense = np.stack([codes == 3, codes >= 2], axis=1).astype(np.float32)
+    levels = Levels.of(make_evidence(dense, rows))
+    supported = supported_ranges(rows, codes, n_bins=4, min_entities=30)
+    fit = fit_ranges(count(levels, codes, 4), supported, numeric=True)
+    assert fit_all(levels, codes, n_bins=4).low[0] == 3
+    assert (fit.low[1], fit.high[1]) == (2, 3)
+    assert fit.skill[1] == pytest.approx(1, abs=1e-6)
+    assert not (fit.low[0] == 3 and fit.high[0] == 3)
+    assert fit.skill[0] < 0.1
+
+
+def test_a_concept_on_too_few_entities_has_no_skill():
+    rows, dense, _ = draw(8)
+    codes = (rows.entity < 5).astype(np.int8)
+    supported = supported_ranges(rows, codes, n_bins=2, min_entities=30)
+    fit = fit_ranges(count(Levels.of(make_evidence(dense, rows)), codes, 2), supported, numeric=False)
+    assert np.isneginf(fit.skill).all()
+
+
 def test_a_concept_that_holds_nowhere_or_everywhere_is_never_chosen():
     rows, dense, _ = draw(6)
     levels = Levels.of(make_evidence(dense, rows))
     for value in (0, 1):
-        fit = fit_ranges(count(levels, np.full(len(rows), value, dtype=np.int8), 2), numeric=False)
+        fit = fit_all(levels, np.full(len(rows), value, dtype=np.int8), n_bins=2)
         assert np.isneginf(fit.skill).all()
 
 
 def test_a_silent_feature_has_the_skill_of_chance():
     rows, dense, codes = draw(7)
     dense[:, 0] = 0
-    fit = fit_ranges(count(Levels.of(make_evidence(dense, rows)), codes, 2), numeric=False)
+    fit = fit_all(Levels.of(make_evidence(dense, rows)), codes, n_bins=2)
     assert fit.skill[0] == pytest.approx(0, abs=1e-6)
     assert fit.auroc[0] == pytest.approx(0.5)
 
