@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, Shaped
 from safetensors.numpy import save
 
 from .commits import Commit, SplitBlock
-from .durable import crc32c, run_all, sync_folder, write_file
+from .copying import FileThreads, Scratch, Turns
+from .durable import crc32c
 from .formats import to_float32
 from .index import index_block
 from .moments import Moments, merge_moments
+from .places import Place
 from .schema import COLUMNS, ArraySpec, Description
 from .shards import write_shard
 
@@ -50,7 +52,7 @@ def shuffled_runs(
 
 
 def block_orders(
-    rows: Mapping[str, np.ndarray],
+    columns: Mapping[str, np.ndarray],
     codes: Int64[np.ndarray, " rows"],
     names: Sequence[str],
     *,
@@ -61,7 +63,7 @@ def block_orders(
 
     Parameters
     ----------
-    rows
+    columns
         The block's columns by name.
     codes, names
         The split of each row, as a number that counts through the names.
@@ -72,24 +74,143 @@ def block_orders(
     """
     order = np.arange(len(codes))
     if rng is not None:
-        order = shuffled_runs(rng, run_starts(rows["entity"], rows["position"], run_length), len(codes))
+        order = shuffled_runs(rng, run_starts(columns["entity"], columns["position"], run_length), len(codes))
     shuffled = codes[order]
     return {names[code]: order[shuffled == code] for code in np.unique(codes).tolist()}
 
 
 @dataclass(frozen=True)
-class _Shard:
-    """One file to be written: rows `order` of one array."""
+class BlockRows:
+    """The rows of a block in memory.
 
-    folder: Path
+    Attributes
+    ----------
+    columns
+        Entity, position and time, in the order in which rows came.
+    acts
+        Memory that holds the rows of each hook, in the format on disk.
+    slots
+        Where in that memory each row is.
+    copied
+        Called with slots once their rows are copied.
+    """
+
+    columns: Mapping[str, Int64[np.ndarray, " rows"]]
+    acts: Mapping[str, Shaped[np.ndarray, "slots _d_in"]]
+    slots: Int64[np.ndarray, " rows"]
+    copied: Callable[[Int64[np.ndarray, " n"]], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """One file: rows `order` of the memory of one array."""
+
+    path: Place
+    split: str
     array: str
     spec: ArraySpec
-    number: int
+    source: Shaped[np.ndarray, "slots ..."]
     order: Int64[np.ndarray, " n"]
 
 
+class PendingBlock:
+    """A block whose files are being written by other threads.
+
+    Parameters
+    ----------
+    folder
+        The writer's folder.
+    description
+        The store.
+    rows
+        What is written.
+    orders
+        Per split, the rows to store in storage order.
+    commit
+        Number, cursor and revision of the block, and in `splits` the shard at which each split starts.
+    threads
+        Who writes.
+    """
+
+    def __init__(
+        self,
+        folder: Place,
+        description: Description,
+        rows: BlockRows,
+        orders: Mapping[str, Int64[np.ndarray, " n"]],
+        *,
+        commit: Commit,
+        threads: FileThreads,
+    ) -> None:
+        self._folder, self._description, self._rows = folder, description, rows
+        self._orders, self._commit, self._threads = orders, commit, threads
+        self._folders = (folder / "blocks").make()
+        self._written: list[tuple[_Shard, Future[tuple[int, list[Moments]]]]] = []
+        # small files first: they are synced while the large ones are copied
+        for shard in self._shards(list(COLUMNS), rows.columns, orders):
+            self._begin(shard, Turns(threads, 1, lambda: None))
+        slots = {split: rows.slots[order] for split, order in orders.items()}
+        hooks = list(description.hooks)
+        by_file: dict[tuple[str, str], list[_Shard]] = {}
+        for shard in self._shards(hooks, rows.acts, slots):
+            by_file.setdefault((shard.split, shard.path.name), []).append(shard)
+        for same_rows in by_file.values():
+            copied = partial(rows.copied, same_rows[0].order)
+            turns = Turns(threads, len(same_rows), copied)
+            for shard in same_rows:
+                self._begin(shard, turns)
+
+    def finish(self) -> Commit:
+        """Wait until all files are durable and return the block's commit record, which the caller writes.
+
+        Raises
+        ------
+        StoreError
+            The disk is full.
+        """
+        description, threads = self._description, self._threads
+        try:
+            results = [(shard, future.result()) for shard, future in self._written]
+        finally:
+            for _, future in self._written:
+                future.cancel()
+        list(threads.pool.map(Place.sync, self._folders))
+        extra: dict[str, np.ndarray] = {}
+        parts: dict[str, SplitBlock] = {}
+        columns = self._rows.columns
+        for split, order in self._orders.items():
+            extra |= index_block(split, columns["entity"][order], columns["position"][order])
+            mine = [(shard.array, *result) for shard, result in results if shard.split == split]
+            crcs = {name: [crc for array, crc, _ in mine if array == name] for name in description.arrays()}
+            for hook, width in description.hooks.items():
+                found = [part for array, _, moments in mine if array == hook for part in moments]
+                extra |= merge_moments(found, width).tensors(f"{split}/moments/{hook}")
+            parts[split] = SplitBlock(self._commit.splits[split].shard, len(order), crcs)
+        data = bytes(save(extra))
+        (self._folder / "blocks" / self._commit.extra_name).create(data)
+        return replace(self._commit, splits=parts, extra_bytes=len(data), extra_crc=crc32c(data))
+
+    def _shards(
+        self,
+        names: Sequence[str],
+        sources: Mapping[str, np.ndarray],
+        orders: Mapping[str, Int64[np.ndarray, " n"]],
+    ) -> Iterator[_Shard]:
+        specs, size = self._description.arrays(), self._description.geometry.shard_rows
+        for split, order in orders.items():
+            for i, start in enumerate(range(0, len(order), size)):
+                number, part = self._commit.splits[split].shard + i, order[start : start + size]
+                for name in names:
+                    path = self._folder / split / specs[name].path / specs[name].shard_name(number)
+                    yield _Shard(path, split, name, specs[name], sources[name], part)
+
+    def _begin(self, shard: _Shard, turns: Turns) -> None:
+        self._folders |= shard.path.parent.make()
+        self._written.append((shard, self._threads.pool.submit(_write, shard, self._description, turns)))
+
+
 def write_block(
-    folder: Path,
+    folder: Place,
     description: Description,
     rows: Mapping[str, Shaped[np.ndarray, "rows ..."]],
     orders: Mapping[str, Int64[np.ndarray, " n"]],
@@ -116,57 +237,29 @@ def write_block(
     StoreError
         The disk is full.
     """
-    geometry = description.geometry
-    shards: dict[str, list[_Shard]] = {}
-    for split, order in orders.items():
-        for name, spec in description.arrays().items():
-            place = folder / split / spec.path
-            place.mkdir(parents=True, exist_ok=True)
-            for i, start in enumerate(range(0, len(order), geometry.shard_rows)):
-                part = order[start : start + geometry.shard_rows]
-                shards.setdefault(split, []).append(
-                    _Shard(place, name, spec, commit.splits[split].shard + i, part)
-                )
-    every = [shard for split in shards.values() for shard in split]
-    written = dict(
-        zip(map(id, every), run_all([partial(_write, s, description, rows) for s in every]), strict=True)
-    )
-    for place in {shard.folder for shard in every}:
-        sync_folder(place)
-    extra: dict[str, np.ndarray] = {}
-    parts: dict[str, SplitBlock] = {}
-    for split, order in orders.items():
-        extra |= index_block(split, rows["entity"][order], rows["position"][order])
-        crcs: dict[str, list[int]] = {}
-        moments: dict[str, list[Moments]] = {}
-        for shard in shards[split]:
-            crc, found = written[id(shard)]
-            crcs.setdefault(shard.array, []).append(crc)
-            moments.setdefault(shard.array, []).extend(found)
-        for hook, width in description.hooks.items():
-            extra |= merge_moments(moments[hook], width).tensors(f"{split}/moments/{hook}")
-        parts[split] = SplitBlock(commit.splits[split].shard, len(order), crcs)
-    data = bytes(save(extra))
-    (folder / "blocks").mkdir(exist_ok=True)
-    write_file(folder / "blocks" / commit.extra_name, data)
-    return Commit(commit.block, commit.cursor, parts, len(data), crc32c(data), commit.revision)
+    acts = {hook: rows[hook] for hook in description.hooks}
+    block = BlockRows({name: rows[name] for name in COLUMNS}, acts, np.arange(len(rows["entity"])))
+    with FileThreads() as threads:
+        return PendingBlock(folder, description, block, orders, commit=commit, threads=threads).finish()
 
 
-def _write(
-    shard: _Shard, description: Description, rows: Mapping[str, np.ndarray]
-) -> tuple[int, list[Moments]]:
+def _write(shard: _Shard, description: Description, turns: Turns) -> tuple[int, list[Moments]]:
     moments: list[Moments] = []
-
-    exact = np.empty((description.geometry.chunk_rows, *shard.spec.row_shape), np.float32)
     given = shard.spec.logical_dtype
 
-    def visit(chunk: np.ndarray) -> None:
+    def visit(chunk: np.ndarray, scratch: Scratch) -> None:
         if shard.array not in COLUMNS:
-            wide = None if given == "float32" else exact[: len(chunk)]
-            rows32 = to_float32(chunk, given, wide)
-            moments.append(Moments.of(rows32, covariance=description.covariance))
+            exact = None if given == "float32" else scratch.array("exact", chunk.shape, "float32")
+            rows32 = to_float32(chunk, given, exact)
+            moments.append(Moments.of(rows32, covariance=description.covariance, scratch=scratch))
 
-    path = shard.folder / shard.spec.shard_name(shard.number)
-    geometry, source = description.geometry, rows[shard.array]
-    crc = write_shard(path, source, shard.order, spec=shard.spec, geometry=geometry, visit=visit)
+    crc = write_shard(
+        shard.path,
+        shard.source,
+        shard.order,
+        spec=shard.spec,
+        geometry=description.geometry,
+        visit=visit,
+        copying=turns.turn(),
+    )
     return crc, moments

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from sae.errors import StoreError
 
-from .durable import read_record, record_crc, run_all, write_file
+from .durable import run_all
+from .places import Lock, LockedError, Place, TakenError
+from .records import create_record, read_record, record_crc
 from .schema import Description, Geometry, group_metadata
+
+_ENDED = {"ended": True}
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class Commit:
     extra_bytes, extra_crc
         Size and checksum of the file with its index and moments.
     revision
-        How often it was rewritten (by an erasure).
+        Tells files of the same block apart: counted up by an erasure, and past what a dead writer left.
     """
 
     block: int
@@ -64,7 +66,7 @@ class Commit:
     @property
     def record_name(self) -> str:
         """Name of its record."""
-        return f"{self.block:08d}.json"
+        return record_name(self.block)
 
     def body(self) -> dict[str, Any]:
         """Return the record as plain values."""
@@ -79,14 +81,18 @@ class Commit:
         }
 
     @classmethod
-    def read(cls, path: Path) -> Commit:
-        """Read one commit record; StoreError if it is missing or damaged."""
-        b = read_record(path)
+    def of(cls, b: dict[str, Any]) -> Commit:
+        """Return the commit that a record's body describes."""
         splits = {name: SplitBlock(**s) for name, s in b["splits"].items()}
         return cls(b["block"], b["cursor"], splits, b["extra"]["bytes"], b["extra"]["crc32c"], b["revision"])
 
 
-def read_commits(writer: Path) -> list[Commit]:
+def record_name(block: int) -> str:
+    """Return the name of a block's commit record."""
+    return f"{block:08d}.json"
+
+
+def read_commits(writer: Place) -> list[Commit]:
     """Read all commits of one writer, in order.
 
     Raises
@@ -95,20 +101,59 @@ def read_commits(writer: Path) -> list[Commit]:
         One is damaged, or one is missing between two others.
     """
     folder = writer / "commits"
-    names = {e.name for e in os.scandir(folder)} if folder.is_dir() else set()
-    numbers = sorted(int(name[:8]) for name in names if re.fullmatch(r"\d{8}\.json", name))
+    numbers = sorted(int(name[:8]) for name in folder.sizes() if re.fullmatch(r"\d{8}\.json", name))
     if numbers != list(range(len(numbers))):
         gap = min(set(range(len(numbers))) - set(numbers))
         raise StoreError(
             f"{folder}/{gap:08d}.json is missing", do="restore it, or harvest again into a new place"
         )
-    commits = [Commit.read(folder / f"{number:08d}.json") for number in numbers]
+    bodies = folder.map(lambda number: read_record(folder / record_name(number)), numbers)
+    if bodies and bodies[-1] == _ENDED:
+        bodies.pop()
+    commits = [Commit.of(body) for body in bodies]
     for number, commit in enumerate(commits):
         if commit.block != number:
             raise StoreError(
                 f"{folder}/{number:08d}.json is the record of another block", got=str(commit.block)
             )
     return commits
+
+
+def write_commit(folder: Place, commit: Commit, lock: Lock) -> None:
+    """Write the record of a block whose files are all durable: from now on its rows exist.
+
+    Raises
+    ------
+    LockedError
+        Another writer has taken over.
+    """
+    lock.check()
+    try:
+        create_record(folder / "commits" / commit.record_name, commit.body())
+    except TakenError as error:
+        raise LockedError(
+            f"{folder} was taken over by another process",
+            got=f"{commit.record_name} is there already",
+            do="start again; it continues after the last commit",
+        ) from error
+
+
+def end_commits(folder: Place, commits: Sequence[Commit], lock: Lock) -> None:
+    """Make sure that nobody commits any more: not even a writer that lost its lock and does not know yet.
+
+    Where that can be, the next record's name is taken by one that says so.
+
+    Raises
+    ------
+    LockedError
+        Somebody has committed meanwhile.
+    """
+    if lock.final:
+        return
+    try:
+        create_record(folder / "commits" / record_name(len(commits)), _ENDED)
+    except TakenError as error:
+        raise LockedError(f"{folder} is being written by another process", do="wait for it to end") from error
 
 
 def end_rows(commits: Sequence[Commit], geometry: Geometry) -> dict[str, int]:
@@ -120,37 +165,36 @@ def end_rows(commits: Sequence[Commit], geometry: Geometry) -> dict[str, int]:
     return ends
 
 
-def writer_paths(store: Path) -> Iterator[tuple[int, Path]]:
+def writer_paths(store: Place) -> Iterator[tuple[int, Place]]:
     """Yield number and folder of every writer, in order."""
-    if store.is_dir():
-        for path in sorted(store.iterdir()):
-            if re.fullmatch(r"w\d{4,}", path.name) and path.is_dir():
-                yield int(path.name[1:]), path
+    for name in store.folders():
+        if re.fullmatch(r"w\d{4,}", name):
+            yield int(name[1:]), store / name
 
 
-def writer_path(store: Path, writer: int) -> Path:
+def writer_path(store: Place, writer: int) -> Place:
     """Return the folder of a writer."""
     return store / f"w{writer:04d}"
 
 
-def metadata(folder: Path, description: Description, commits: Sequence[Commit]) -> dict[Path, dict[str, Any]]:
-    """Return the zarr metadata of a writer's groups and arrays by path, as its commits have them."""
-    files = {folder: group_metadata({})}
+def metadata(description: Description, commits: Sequence[Commit]) -> dict[str, dict[str, Any]]:
+    """Return the zarr metadata of a writer's groups and arrays by file, as its commits have them."""
+    files = {"zarr.json": group_metadata({})}
     for split, rows in end_rows(commits, description.geometry).items():
-        files[folder / split] = files[folder / split / "acts"] = group_metadata({})
+        files[f"{split}/zarr.json"] = files[f"{split}/acts/zarr.json"] = group_metadata({})
         for spec in description.arrays().values():
-            files[folder / split / spec.path] = spec.metadata(rows, description.geometry)
-    return {place / "zarr.json": content for place, content in files.items()}
+            files[f"{split}/{spec.path}/zarr.json"] = spec.metadata(rows, description.geometry)
+    return files
 
 
-def write_metadata(folder: Path, description: Description, commits: Sequence[Commit]) -> None:
+def write_metadata(folder: Place, description: Description, commits: Sequence[Commit]) -> None:
     """Write the zarr metadata of a writer's groups and arrays, durably, where it has changed."""
+    there = folder.sizes()
     tasks = []
-    for path, content in metadata(folder, description, commits).items():
+    for name, content in metadata(description, commits).items():
         data = json.dumps(content, indent=1).encode()
-        if not path.exists() or path.read_bytes() != data:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            tasks.append(partial(write_file, path, data))
+        if there.get(name) != len(data) or (folder / name).read() != data:
+            tasks.append(partial((folder / name).write, data))
     run_all(tasks)
 
 
@@ -159,7 +203,7 @@ class Group:
     """One writer's part of a store: its number, its folder and what it has committed."""
 
     number: int
-    folder: Path
+    folder: Place
     commits: list[Commit]
 
     def digest(self, blocks: int | None = None) -> int:
@@ -167,7 +211,7 @@ class Group:
         return record_crc({"commits": [commit.body() for commit in self.commits[:blocks]]})
 
 
-def read_groups(path: Path) -> list[Group]:
+def read_groups(path: Place) -> list[Group]:
     """Read every writer's commits; StoreError if a record is damaged or missing."""
     return [Group(number, folder, read_commits(folder)) for number, folder in writer_paths(path)]
 

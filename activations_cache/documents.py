@@ -76,7 +76,7 @@ def _open_dataset(path: Path, column: str) -> Documents:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"{path} is a folder, and reading it needs the package `datasets`",
-            do="pip install datasets, or give text files",
+            do="pip install 'assay[datasets]', or give text files",
         ) from error
     try:
         rows = datasets.load_from_disk(str(path))

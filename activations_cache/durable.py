@@ -1,18 +1,15 @@
-"""Files that survive a crash: written beside, synced, renamed; checksummed records; a lock on a folder."""
+"""Files that survive a crash: written beside, synced, renamed."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
-import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import google_crc32c
 import numpy as np
@@ -25,10 +22,6 @@ PARTIAL = ".partial"
 T = TypeVar("T")
 
 _THREADS = 2
-
-
-class LockedError(StoreError):
-    """Another process, or another object of this one, holds a lock."""
 
 
 def crc32c(data: bytes | np.ndarray, start: int = 0) -> int:
@@ -81,13 +74,6 @@ def partial_file(path: Path) -> Iterator[int]:
         raise
 
 
-def write_file(path: Path, data: bytes) -> None:
-    """Replace a whole small file durably: afterwards the old or the new content is there, never a part."""
-    with partial_file(path) as fd:
-        write_all(fd, [data])
-    sync_folder(path.parent)
-
-
 def sync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -112,58 +98,6 @@ def exchange(a: Path, b: Path) -> None:
     sync_folder(a.parent)
 
 
-def write_record(path: Path, body: dict[str, Any]) -> None:
-    """Write a JSON record with the checksum of its body, durably."""
-    write_file(path, json.dumps({"crc32c": record_crc(body), "body": body}, sort_keys=True).encode())
-
-
-def record_crc(body: dict[str, Any]) -> int:
-    """Return the checksum of a record's canonical text."""
-    return crc32c(json.dumps(body, sort_keys=True).encode())
-
-
-def read_record(path: Path) -> dict[str, Any]:
-    """Read a record that `write_record` wrote.
-
-    Raises
-    ------
-    StoreError
-        The file is missing, is not such a record, or its checksum does not match.
-    """
-    try:
-        outer = json.loads(path.read_bytes())
-        body, crc = outer["body"], outer["crc32c"]
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} is missing") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(
-            f"{path} is damaged: it is not a record", got=f"{path.stat().st_size} bytes"
-        ) from error
-    if not isinstance(body, dict) or record_crc(body) != crc:
-        raise StoreError(f"{path} is damaged: its checksum does not match")
-    return body
-
-
-def file_crc(path: Path) -> tuple[int, int]:
-    """Return size and checksum of a small file.
-
-    Raises
-    ------
-    StoreError
-        It is missing.
-    """
-    data = read_bytes(path)
-    return len(data), crc32c(data)
-
-
-def read_bytes(path: Path) -> bytes:
-    """Read a small file; StoreError if it is missing."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} is missing") from error
-
-
 def run_all(tasks: Sequence[Callable[[], T]]) -> list[T]:
     """Run tasks in threads and return their results in order; none still runs when this returns or raises."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="assay-write") as pool:
@@ -174,54 +108,3 @@ def run_all(tasks: Sequence[Callable[[], T]]) -> list[T]:
         finally:
             for future in futures:
                 future.cancel()
-
-
-class FileLock:
-    """An exclusive lock on a file, released when the process ends however it ends.
-
-    Parameters
-    ----------
-    path
-        The file; created if absent, never removed.
-    wait
-        Whether to wait for another holder instead of failing.
-
-    Raises
-    ------
-    LockedError
-        Another process, or another object of this one, holds it.
-    """
-
-    def __init__(self, path: Path, *, wait: bool = False) -> None:
-        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._fd, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except OSError as error:
-            holder = os.pread(self._fd, 100, 0).decode(errors="replace").strip()
-            os.close(self._fd)
-            raise LockedError(
-                f"{path.parent} is being written by another process",
-                got=f"locked by process {holder or 'unknown'}",
-                do="wait for it to end, or stop it",
-            ) from error
-        os.ftruncate(self._fd, 0)
-        os.pwrite(self._fd, f"{os.getpid()}\n".encode(), 0)
-
-    @property
-    def released(self) -> bool:
-        """Whether it is no longer held."""
-        return self._fd < 0
-
-    def release(self) -> None:
-        """Let others write; a second call does nothing."""
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
-
-    def __enter__(self) -> FileLock:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()

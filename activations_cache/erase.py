@@ -31,7 +31,9 @@ from sae.errors import StoreError
 
 from .block import write_block
 from .commits import Commit, Group, SplitBlock, end_rows, write_metadata, writer_paths
-from .durable import PARTIAL, FileLock, exchange, sync_folder, write_record
+from .durable import PARTIAL, exchange, sync_folder
+from .places import LocalPlace, Location, Place, place_of
+from .records import write_record
 from .seal import FILES, finish
 from .store import ActivationStore
 from .verify import beside_store, shard_files
@@ -70,12 +72,12 @@ class ErasureReport(NamedTuple):
         return said + ("; what an interrupted erasure had left was removed" if self.completed else "")
 
 
-def erase_listed(store: Path, file: Path, *, column: str | None = None) -> ErasureReport:
+def erase_listed(store: Location, file: Path, *, column: str | None = None) -> ErasureReport:
     """Erase the entities that a file lists; see `erase` and `read_ids`."""
     return erase(store, read_ids(file, column=column))
 
 
-def erase(store: Path, entities: Sequence[str]) -> ErasureReport:
+def erase(store: Location, entities: Sequence[str]) -> ErasureReport:
     """Remove every trace of some entities from a complete store; ids that it does not hold are only counted.
 
     Parameters
@@ -88,17 +90,25 @@ def erase(store: Path, entities: Sequence[str]) -> ErasureReport:
     Raises
     ------
     StoreError
-        There is no complete store, it is damaged, or another process changes it.
+        There is no complete store, it is damaged, another process changes it, or it lies on an object store.
     """
-    path = store.expanduser().resolve()
+    place = place_of(store)
+    if not isinstance(place, LocalPlace):
+        raise StoreError(
+            f"{place} cannot be changed where it is: an object store has no step that exchanges two stores",
+            do="copy it into a folder, erase there and check it with `assay inspect --verify`; then remove the "
+            "prefix, with all versions that the bucket keeps, and copy the folder back",
+        )
+    path = place.path.expanduser().resolve()
+    place = LocalPlace(path)
     beside, aside = beside_store(path)
     wanted = set(entities)
     _put_back(path, beside, aside)
     with ExitStack() as locks:
         if not (path / "zarr.json").exists():
             raise StoreError(f"{store} is not an activation store", got=f"no {path / 'zarr.json'}")
-        for folder in (path, *(folder for _, folder in writer_paths(path))):
-            locks.enter_context(FileLock(folder / "lock"))
+        for held in (place, *(folder for _, folder in writer_paths(place))):
+            locks.enter_context((held / "lock").lock())
         completed = beside.exists()
         _remove(beside)
         old = ActivationStore.open(path)
@@ -111,7 +121,7 @@ def erase(store: Path, entities: Sequence[str]) -> ErasureReport:
         rows = old.n_rows - sum(commit.rows for group in groups for commit in group.commits)
         entry = {"date": datetime.now(UTC).date().isoformat(), "entities": len(codes), "rows": rows}
         erasures = (*old.description.erasures, entry)
-        finish(beside, replace(old.description, erasures=erasures), groups, ids)
+        finish(LocalPlace(beside), replace(old.description, erasures=erasures), groups, ids)
         for folder in (beside, *(p for p in beside.rglob("*") if p.is_dir())):
             sync_folder(folder)
         ActivationStore.open(beside)
@@ -194,21 +204,20 @@ def _find(store: ActivationStore, wanted: set[str]) -> tuple[Int64[np.ndarray, "
 
 def _link_rest(store: ActivationStore, beside: Path, blocks: Sequence[tuple[int, int]]) -> None:
     """Put together beside the store what stays as it is."""
-    old, concerned = store.path, {writer for writer, _ in blocks}
-    anew = {old / name for name in (*FILES, "manifest.json", "zarr.json")}
+    old, concerned = Path(str(store.path)), {writer for writer, _ in blocks}
+    names = store.path.sizes()
+    anew = {*FILES, "manifest.json", "zarr.json"}
     for group in store.groups:
         gone = [group.commits[block] for writer, block in blocks if writer == group.number]
-        anew |= {path for path, *_ in shard_files(group.folder, store.description, gone)}
-        for commit in gone:
-            anew |= {
-                group.folder / "blocks" / commit.extra_name,
-                group.folder / "commits" / commit.record_name,
-            }
+        files = [name for name, *_ in shard_files(store.description, gone)]
+        files += [f"blocks/{commit.extra_name}" for commit in gone]
+        files += [f"commits/{commit.record_name}" for commit in gone]
+        anew |= {f"{group.folder.name}/{name}" for name in files}
         if group.number in concerned:
-            anew |= set(group.folder.rglob("zarr.json"))
+            anew |= {n for n in names if n.startswith(f"{group.folder.name}/") and n.endswith("/zarr.json")}
     made: set[Path] = set()
-    for path in (p for p in old.rglob("*") if p.is_file() and p not in anew and not p.name.endswith(PARTIAL)):
-        target = beside / path.relative_to(old)
+    for name in (n for n in names if n not in anew and not n.endswith(PARTIAL)):
+        path, target = old / name, beside / name
         if target.parent not in made:
             target.parent.mkdir(parents=True, exist_ok=True)
             made.add(target.parent)
@@ -228,14 +237,13 @@ def _rewrite(
     """Write the blocks concerned, their records and the zarr metadata around them; return all writers."""
     groups = []
     for group in store.groups:
-        folder, commits = beside / group.folder.name, list(group.commits)
+        folder, commits = LocalPlace(beside / group.folder.name), list(group.commits)
         mine = [block for writer, block in blocks if writer == group.number]
         for block in mine:
             ends = end_rows([*group.commits, *commits], store.description.geometry)
             commits[block] = _rewrite_block(
                 store, group, commits[block], folder=folder, codes=codes, ends=ends
             )
-            (folder / "commits").mkdir(parents=True, exist_ok=True)
             write_record(folder / "commits" / commits[block].record_name, commits[block].body())
         if mine:
             write_metadata(folder, store.description, commits)
@@ -248,7 +256,7 @@ def _rewrite_block(
     group: Group,
     commit: Commit,
     *,
-    folder: Path,
+    folder: Place,
     codes: Int64[np.ndarray, " entities"],
     ends: dict[str, int],
 ) -> Commit:
@@ -268,7 +276,6 @@ def _rewrite_block(
         if len(kept):
             orders[split] = kept
             starts[split] = SplitBlock(geometry.shards_of(ends[split]), len(kept), {})
-    folder.mkdir(parents=True, exist_ok=True)
     changed = replace(commit, splits=starts, revision=commit.revision + 1)
     return write_block(folder, store.description, rows, orders, commit=changed)
 

@@ -77,8 +77,12 @@ def check_range(
 def _largest(x: Float[np.ndarray, "rows d_in"]) -> float:
     """Return the largest absolute value; not a number if there is one that is not."""
     if x.dtype == np.float16:
-        bits = np.bitwise_and(np.ascontiguousarray(x).view(np.uint16), 0x7FFF).max()
-        return float(np.asarray(bits, np.uint16).view(np.float16))
+        bits = np.ascontiguousarray(x).view(np.uint16).reshape(-1)
+        # in pieces, so that what is made on the way stays in the cache
+        largest = max(
+            int(np.bitwise_and(bits[i : i + _PIECE], 0x7FFF).max()) for i in range(0, len(bits), _PIECE)
+        )
+        return float(np.asarray(largest, np.uint16).view(np.float16))
     return float(np.maximum(x.max(), -x.min()))
 
 

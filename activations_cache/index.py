@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,10 @@ from safetensors.numpy import load, save
 
 from sae.errors import StoreError
 
-from .commits import Commit
-from .durable import crc32c, read_bytes
+from .commits import Commit, Group, SplitBlock
+from .durable import crc32c
+from .places import Place
+from .schema import Geometry
 
 _FIELDS = ("entity", "writer", "split", "block", "start", "count")
 
@@ -34,7 +37,7 @@ def index_block(
     return {f"{split}/{name}": np.ascontiguousarray(value) for name, value in named.items()}
 
 
-def read_tensors(path: Path, size: int, crc: int) -> dict[str, Any]:
+def read_tensors(path: Place, size: int, crc: int) -> dict[str, Any]:
     """Read a safetensors file of known size and checksum.
 
     Raises
@@ -42,7 +45,7 @@ def read_tensors(path: Path, size: int, crc: int) -> dict[str, Any]:
     StoreError
         It is missing or not that file.
     """
-    data = read_bytes(path)
+    data = path.read()
     if len(data) != size or crc32c(data) != crc:
         raise StoreError(
             f"{path} is damaged", got=f"{len(data)} bytes", expected=f"{size} bytes with the checksum {crc}"
@@ -53,7 +56,7 @@ def read_tensors(path: Path, size: int, crc: int) -> dict[str, Any]:
         raise StoreError(f"{path} is damaged: it is not a safetensors file") from error
 
 
-def read_block(writer: Path, commit: Commit) -> dict[str, Any]:
+def read_block(writer: Place, commit: Commit) -> dict[str, Any]:
     """Read a block's index and moments from its writer's folder; StoreError if missing or damaged."""
     return read_tensors(writer / "blocks" / commit.extra_name, commit.extra_bytes, commit.extra_crc)
 
@@ -120,13 +123,73 @@ class Directory:
 
     def to_bytes(self) -> bytes:
         """Return the directory as a safetensors file."""
-        names = {str(i): name for i, name in enumerate(self.splits)}
+        # one entry: the order of several is another at every call, and who seals twice must write the same
+        names = {"splits": json.dumps(self.splits)}
         return bytes(save({name: getattr(self, name) for name in _FIELDS}, metadata=names))
 
     @classmethod
-    def read(cls, path: Path, splits: tuple[str, ...], size: int, crc: int) -> Directory:
+    def read(cls, path: Place, splits: tuple[str, ...], size: int, crc: int) -> Directory:
         """Read what `to_bytes` returned; StoreError if the file is missing or damaged."""
         return cls(splits=splits, **read_tensors(path, size, crc))
+
+
+class RowFinder:
+    """Finds the rows of entities in the arrays of a store.
+
+    Parameters
+    ----------
+    directory
+        Which blocks hold which entity.
+    groups
+        The writers and their blocks.
+    geometry
+        Rows per shard.
+    """
+
+    def __init__(self, directory: Directory, groups: Sequence[Group], geometry: Geometry) -> None:
+        self._directory, self._geometry = directory, geometry
+        self._groups = {group.number: group for group in groups}
+        self._block = lru_cache(maxsize=64)(self._read_block)
+
+    def codes(self, split: str | None = None) -> Int64[np.ndarray, " entities"]:
+        """Return the codes of all entities, or of those with rows in one split, ascending."""
+        directory = self._directory
+        if split is None:
+            return np.unique(directory.entity)
+        return np.unique(directory.entity[directory.split == directory.splits.index(split)])
+
+    def blocks(self, codes: Int64[np.ndarray, " n"]) -> list[tuple[int, int]]:
+        """Return writer and number of every block with rows of some entities; unknown ones have none."""
+        lines = np.isin(self._directory.entity, codes)
+        pairs = np.stack([self._directory.writer[lines], self._directory.block[lines]], axis=1)
+        return [(writer, block) for writer, block in np.unique(pairs, axis=0).tolist()]
+
+    def rows(self, codes: Int64[np.ndarray, " n"]) -> list[tuple[int, str, Int64[np.ndarray, " rows"]]]:
+        """Return, per block that holds some of the entities, writer, split and ascending row numbers.
+
+        Raises
+        ------
+        StoreError
+            An entity is not in the store, or a block's index is damaged.
+        """
+        directory = self._directory
+        lines = directory.lines(codes)
+        keys = np.stack([directory.writer[lines], directory.split[lines], directory.block[lines]], axis=1)
+        blocks, of_line = np.unique(keys, axis=0, return_inverse=True)
+        places = []
+        for i, (writer, split, block) in enumerate(blocks.tolist()):
+            name = directory.splits[split]
+            tensors, part = self._block(writer, block)
+            mine = lines[of_line.reshape(-1) == i]
+            pairs = zip(directory.start[mine].tolist(), directory.count[mine].tolist(), strict=True)
+            rows = np.concatenate([rows_in_block(tensors, name, start, count) for start, count in pairs])
+            first = part[name].shard * self._geometry.shard_rows
+            places.append((writer, name, first + np.sort(rows.astype(np.int64))))
+        return places
+
+    def _read_block(self, writer: int, block: int) -> tuple[dict[str, Any], dict[str, SplitBlock]]:
+        group = self._groups[writer]
+        return read_block(group.folder, group.commits[block]), group.commits[block].splits
 
 
 def rows_in_block(

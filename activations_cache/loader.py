@@ -36,13 +36,11 @@ class LoaderConfig(Config):
     A split that fits is shuffled whole and read once."""
     lanes: int = Field(default=16, ge=1)
     """Independent streams that a batch is put together from; the number of ranks has to divide it."""
-    threads: int = Field(default=2, ge=1)
-    """Threads that read ahead; 2 to 4 for a local disk."""
+    threads: int = Field(default=0, ge=0)
+    """Threads that read ahead; 0 = as many as keep the place busy: 2 for a disk, 16 for an object store."""
     entity_rows: int = Field(default=0, ge=0)
     """Rows that an epoch serves of one entity at most, so that long histories do not dominate: spread over its
     history, others in the next epoch. 0 = all. Takes a byte of memory per row of the split."""
-    coordinates: bool = False
-    """Whether batches carry entity, position and time; always so where runs of rows are kept together."""
 
 
 class LoadedBatch(NamedTuple):
@@ -92,8 +90,10 @@ class ShuffledLoader:
     run_length
         Runs of so many consecutive rows of one entity stay together, in order; the store has to be written
         with at least this run length. A run may be cut at the end of a chunk, a lane's share or a batch.
+    coordinates
+        Whether batches carry entity, position and time; always so where runs are kept together.
     settings
-        Memory, lanes and threads.
+        Memory, lanes, threads, and how often an entity is served.
 
     Attributes
     ----------
@@ -114,7 +114,7 @@ class ShuffledLoader:
         The ranks cannot share out the batch, or runs are to be kept of which only some rows are served.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what is read, in which order, by whom, with what
         self,
         store: ActivationStore,
         hooks: str | Sequence[str],
@@ -124,6 +124,7 @@ class ShuffledLoader:
         seed: int,
         world: World,
         run_length: int = 1,
+        coordinates: bool = False,
         settings: LoaderConfig | None = None,
     ) -> None:
         self.store, self.split = store, split
@@ -133,11 +134,12 @@ class ShuffledLoader:
         self._device = world.device
         self._ranks = world.axes["data"]
         self._rank = world.rank // world.axes["feature"]
-        self._coordinates = self.settings.coordinates or run_length > 1
+        self._coordinates = coordinates or run_length > 1
         _check(store, self.hooks, split, run_length)
         if run_length > 1 and self.settings.entity_rows:
             raise ConfigError("entity_rows leaves rows out, so runs of rows cannot be kept", do="choose one")
-        self._pool = ThreadPoolExecutor(self.settings.threads, thread_name_prefix="assay-read")
+        threads = self.settings.threads or store.path.threads
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="assay-read")
         self._assembler = ThreadPoolExecutor(1, thread_name_prefix="assay-batch")
         self.batch = 0
         self.wait_seconds = 0.0
@@ -289,10 +291,13 @@ class ShuffledLoader:
         out = {hook: self._empty(hook, shape) for hook, shape in shapes.items()}
         if self._coordinates:
             out |= {name: torch.empty(rows, dtype=torch.int64) for name in COLUMNS}
-        at = 0
-        for epoch, lane, start, stop in self._order.takes(batch, self._rank, self._ranks):
+        at, takes = 0, self._order.takes(batch, self._rank, self._ranks)
+        # what the first batch waits for is read before anything that is read ahead
+        for epoch, lane, start, _ in takes:
             if lane not in self._lanes:
                 self._lanes[lane] = Lane(self._selection, self._order, self._pool)
+            self._lanes[lane].begin(epoch, lane, start)
+        for epoch, lane, start, stop in takes:
             at = self._lanes[lane].take(epoch, lane, start, stop, out=out, at=at)
         assert at == rows
         return out

@@ -11,6 +11,8 @@ from jaxtyping import Float32, Float64, Int64
 
 from sae.errors import StoreError
 
+from .copying import Scratch
+
 _PIECE_ELEMENTS = 1 << 20
 _PRODUCT_ELEMENTS = 1 << 13
 _GROUP = 32
@@ -71,8 +73,23 @@ class Moments:
         return cls(0, zero, zero, np.zeros(d_in, np.float32), 0.0, np.zeros(cls.NORM_BINS, np.int64))
 
     @classmethod
-    def of(cls, rows: Float32[np.ndarray, "rows d_in"], *, covariance: bool = False) -> Moments:
+    def of(
+        cls,
+        rows: Float32[np.ndarray, "rows d_in"],
+        *,
+        covariance: bool = False,
+        scratch: Scratch | None = None,
+    ) -> Moments:
         """Return the moments of some rows, on request with their covariance, in float64.
+
+        Parameters
+        ----------
+        rows
+            The rows.
+        covariance
+            Whether to sum the products of dimensions too.
+        scratch
+            Memory to work in; new memory by default.
 
         Examples
         --------
@@ -84,7 +101,7 @@ class Moments:
             return cls.empty(d_in)
         with np.errstate(over="ignore", invalid="ignore"):
             norms = np.vecdot(rows, rows).astype(np.float64)
-            sums, squares, largest = _sums(rows)
+            sums, squares, largest = _sums(rows, scratch or Scratch())
         mean = sums / n
         deviations = squares - sums * mean
         unsafe = ~((squares <= _CANCELLATION * deviations) & (largest > _TINY) & (largest < np.inf))
@@ -190,12 +207,13 @@ class Moments:
 
 def _sums(
     rows: Float32[np.ndarray, "rows d_in"],
+    scratch: Scratch,
 ) -> tuple[Float64[np.ndarray, " d_in"], Float64[np.ndarray, " d_in"], Float32[np.ndarray, " d_in"]]:
     """Return per dimension the sum, the sum of squares and the largest square."""
     d_in = rows.shape[1]
     sums, squares, largest = np.zeros(d_in), np.zeros(d_in), np.zeros(d_in, np.float32)
     step = max(_GROUP, _PIECE_ELEMENTS // max(d_in, 1) // _GROUP * _GROUP)
-    square = np.empty((min(step, len(rows)), d_in), np.float32)
+    square = scratch.array("square", (min(step, len(rows)), d_in), "float32")
     for start in range(0, len(rows), step):
         piece = rows[start : start + step]
         part = square[: len(piece)]

@@ -8,22 +8,23 @@ more or fewer processes than began it. A record marks a part that its source has
 
 from __future__ import annotations
 
-from pathlib import Path
+from contextlib import suppress
 
 from sae.errors import StoreError
 from sae.world import World
 
 from .commits import writer_path
-from .durable import FileLock, read_record, write_record
+from .places import Place, TakenError
+from .records import create_record, read_record
 
 
-def fix_parts(store: Path, *, wanted: int, processes: int) -> int:
+def fix_parts(store: Place, *, wanted: int, processes: int) -> int:
     """Return the number of parts of a store, and fix it if this is the first call.
 
     Parameters
     ----------
     store
-        The store; its folder is made if need be.
+        The store; it comes into being if need be.
     wanted
         What the user asks for; 0 = as many as there are processes.
     processes
@@ -34,11 +35,10 @@ def fix_parts(store: Path, *, wanted: int, processes: int) -> int:
     StoreError
         The store was begun with another number, or the record is damaged.
     """
-    store.mkdir(parents=True, exist_ok=True)
     record = store / "parts.json"
-    with FileLock(store / "lock", wait=True):
-        if not record.exists():
-            write_record(record, {"format_version": 1, "parts": wanted or processes})
+    # of several that begin a store with other numbers of processes, the first fixes it
+    with suppress(TakenError):
+        create_record(record, {"format_version": 1, "parts": wanted or processes})
     parts = int(read_record(record)["parts"])
     if wanted not in (0, parts):
         raise StoreError(
@@ -50,15 +50,16 @@ def fix_parts(store: Path, *, wanted: int, processes: int) -> int:
     return parts
 
 
-def open_parts(store: Path, parts: int, world: World) -> list[int]:
+def open_parts(store: Place, parts: int, world: World) -> list[int]:
     """Return the parts that have not ended, those first that no other rank begins with."""
-    left = [part for part in range(parts) if not (writer_path(store, part) / "end.json").exists()]
+    ends = store.map(lambda part: (writer_path(store, part) / "end.json").size(), range(parts))
+    left = [part for part, end in enumerate(ends) if end is None]
     return sorted(left, key=lambda part: (part - world.rank) % world.size)
 
 
-def end_part(store: Path, part: int) -> None:
+def end_part(store: Place, part: int) -> None:
     """Note that a part's source has ended and all its rows are committed."""
-    write_record(writer_path(store, part) / "end.json", {"format_version": 1, "part": part})
+    create_record(writer_path(store, part) / "end.json", {"format_version": 1, "part": part})
 
 
 def world_of(part: int, parts: int, world: World) -> World:

@@ -20,7 +20,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import date
-from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote, unquote
 
@@ -30,7 +29,8 @@ from pydantic import Field
 from sae.config import Config
 from sae.errors import ConfigError, StoreError
 
-from .durable import record_crc, write_file
+from .places import Place
+from .records import record_crc
 
 FORMAT_VERSION = 1
 COLUMNS = ("entity", "position", "time")
@@ -235,12 +235,16 @@ class Description:
         }
         return {**body, "crc32c": record_crc(body)}
 
-    def write(self, store: Path) -> None:
+    def write(self, store: Place) -> None:
         """Replace the metadata of the root group, durably."""
-        write_file(store / "zarr.json", json.dumps(group_metadata(self.attributes()), indent=1).encode())
+        (store / "zarr.json").write(self._text())
+
+    def create(self, store: Place) -> None:
+        """Write the metadata of the root group of a new store, durably; TakenError if there is another."""
+        (store / "zarr.json").create(self._text())
 
     @classmethod
-    def read(cls, store: Path) -> Description:
+    def read(cls, store: Place) -> Description:
         """Read the root group's attributes.
 
         Raises
@@ -249,11 +253,11 @@ class Description:
             There is no store, its metadata is damaged, or its format is unknown.
         """
         path = store / "zarr.json"
+        if path.size() is None:
+            raise StoreError(f"{store} is not an activation store", got=f"no {path}")
         try:
-            a = dict(json.loads(path.read_bytes())["attributes"])
+            a = dict(json.loads(path.read())["attributes"])
             crc = a.pop("crc32c")
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise StoreError(f"{store} is not an activation store", got=f"no {path}") from error
         except (ValueError, KeyError, TypeError) as error:
             raise StoreError(f"{path} is damaged: it is not the metadata of a store") from error
         if a.get("format_version") != FORMAT_VERSION:
@@ -266,6 +270,9 @@ class Description:
         dtype, erasures = a.pop("logical_dtype"), tuple(a.pop("erasures"))
         same = {name: value for name, value in a.items() if name not in ("format_version", "dtype")}
         return cls(dtype=dtype, geometry=rows, erasures=erasures, **same)
+
+    def _text(self) -> bytes:
+        return json.dumps(group_metadata(self.attributes()), indent=1).encode()
 
 
 def group_metadata(attributes: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,18 +14,19 @@ from safetensors.numpy import save
 
 from sae.errors import StoreError
 
-from .commits import Commit, Group, read_groups, split_rows, write_metadata, writer_paths
-from .durable import FileLock, file_crc, write_file, write_record
+from .begin import sweep
+from .commits import Commit, Group, end_commits, read_groups, split_rows, write_metadata, writer_paths
 from .index import Directory, read_block
 from .moments import Moments
+from .places import Location, Place, place_of
+from .records import file_crc, write_record
 from .schema import Description
 from .verify import raise_problems, size_problems
-from .writer import sweep
 
 FILES = ("index.safetensors", "moments.safetensors", "entities.parquet")
 
 
-def seal(path: Path, *, entities: pa.Table | None = None) -> None:
+def seal(path: Location, *, entities: pa.Table | None = None) -> None:
     """Mark a store as complete, after all its writers have closed; on a complete store it does nothing.
 
     Of several processes that call it at once, one seals and the others wait for it.
@@ -44,33 +44,34 @@ def seal(path: Path, *, entities: pa.Table | None = None) -> None:
         A writer is still at work, a file is missing or has the wrong size, the store holds no rows, or the
         table lacks an entity of the store or has one twice.
     """
+    store = place_of(path)
     with ExitStack() as locks:
-        Description.read(path)
-        locks.enter_context(FileLock(path / "lock", wait=True))
-        description = Description.read(path)
+        Description.read(store)
+        locks.enter_context((store / "lock").lock(wait=True))
+        description = Description.read(store)
         if description.sealed:
             return
-        for _, folder in writer_paths(path):
-            locks.enter_context(FileLock(folder / "lock"))
-        groups = read_groups(path)
+        held = [locks.enter_context((folder / "lock").lock()) for _, folder in writer_paths(store)]
+        groups = read_groups(store)
         if not any(group.commits for group in groups):
-            raise StoreError(f"{path} holds no rows", do="harvest before closing the store")
-        for group in groups:
+            raise StoreError(f"{store} holds no rows", do="harvest before closing the store")
+        for group, lock in zip(groups, held, strict=True):
+            end_commits(group.folder, group.commits, lock)
             sweep(group.folder, group.commits, description)
             write_metadata(group.folder, description, group.commits)
-        raise_problems(path, [p for g in groups for p in size_problems(g.folder, description, g.commits)])
-        finish(path, description, groups, entities)
+        raise_problems(store, [p for g in groups for p in size_problems(g.folder, description, g.commits)])
+        finish(store, description, groups, entities)
 
 
-def finish(path: Path, description: Description, groups: list[Group], entities: pa.Table | None) -> None:
+def finish(path: Place, description: Description, groups: list[Group], entities: pa.Table | None) -> None:
     """Write what describes the whole store, its manifest, and then the mark that it is complete."""
     splits = split_rows(groups)
     directory, moments = merge_blocks(description, groups)
     if entities is not None:
-        write_file(path / "entities.parquet", _entities_file(entities, directory))
-    write_file(path / "index.safetensors", directory.to_bytes())
-    write_file(path / "moments.safetensors", bytes(save(moments)))
-    files = {name: list(file_crc(path / name)) for name in FILES if (path / name).exists()}
+        (path / "entities.parquet").write(_entities_file(entities, directory))
+    (path / "index.safetensors").write(directory.to_bytes())
+    (path / "moments.safetensors").write(bytes(save(moments)))
+    files = {name: list(file_crc(path / name)) for name in FILES if (path / name).size() is not None}
     writers = {
         group.folder.name: {"blocks": len(group.commits), "crc32c": group.digest()} for group in groups
     }

@@ -7,9 +7,8 @@ is padded with the fill value. Offsets are therefore known without reading the i
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from contextlib import AbstractContextManager
 
 import google_crc32c
 import numpy as np
@@ -17,20 +16,23 @@ from jaxtyping import Int64, Shaped
 
 from sae.errors import StoreError
 
-from .durable import crc32c, partial_file, read_bytes, write_all
+from .copying import Scratch
+from .durable import crc32c
+from .places import Place
 from .schema import MISSING_CHUNK, ArraySpec, Geometry
 
-ChunkVisitor = Callable[[np.ndarray], None]
+ChunkVisitor = Callable[[np.ndarray, Scratch], None]
 
 
 def write_shard(
-    path: Path,
+    path: Place,
     source: Shaped[np.ndarray, "rows ..."],
     order: Int64[np.ndarray, " n"],
     *,
     spec: ArraySpec,
     geometry: Geometry,
-    visit: ChunkVisitor | None = None,
+    visit: ChunkVisitor,
+    copying: AbstractContextManager[Scratch],
 ) -> int:
     """Write rows `source[order]` as one shard file and return the checksum of its chunks' checksums.
 
@@ -43,31 +45,32 @@ def write_shard(
     spec, geometry
         The array that the shard belongs to.
     visit
-        Called with the rows of each chunk, padding left out, in order.
+        Called with the rows of each chunk, padding left out, in order, and with memory to work in.
+    copying
+        Entered while rows are copied, through the memory that it gives; the sync to the disk is after it.
 
     Raises
     ------
     StoreError
         The disk is full.
     """
-    rows = geometry.chunk_rows
-    chunk = np.empty((rows, *spec.row_shape), spec.dtype)
-    step = chunk.nbytes + 4
     index = np.full((geometry.chunks_per_shard, 2), MISSING_CHUNK, "<u8")
     crcs = b""
-    with partial_file(path) as fd:
+    with path.new_file() as file, copying as scratch:
+        rows = geometry.chunk_rows
+        chunk = scratch.array("chunk", (rows, *spec.row_shape), spec.dtype)
+        step = chunk.nbytes + 4
         for j, start in enumerate(range(0, len(order), rows)):
             part = order[start : start + rows]
             np.take(source, part, axis=0, out=chunk[: len(part)], mode="clip")
             chunk[len(part) :] = spec.fill
-            if visit is not None:
-                visit(chunk[: len(part)])
+            visit(chunk[: len(part)], scratch)
             crc = crc32c(chunk).to_bytes(4, "little")
             crcs += crc
             index[j] = j * step, step
-            write_all(fd, [chunk, crc])
+            file.write([chunk, crc])
         tail = index.tobytes()
-        write_all(fd, [tail, crc32c(tail).to_bytes(4, "little")])
+        file.write([tail, crc32c(tail).to_bytes(4, "little")])
     return crc32c(crcs)
 
 
@@ -82,11 +85,11 @@ class ArrayReader:
         Its description.
     """
 
-    def __init__(self, folder: Path, spec: ArraySpec, geometry: Geometry) -> None:
+    def __init__(self, folder: Place, spec: ArraySpec, geometry: Geometry) -> None:
         self.folder, self.spec, self.geometry = folder, spec, geometry
         self._checked: set[int] = set()
 
-    def locate(self, chunk: int) -> tuple[Path, int]:
+    def locate(self, chunk: int) -> tuple[Place, int]:
         """Return the file of a chunk and the byte at which it starts."""
         shard, j = divmod(chunk, self.geometry.chunks_per_shard)
         return self.folder / self.spec.shard_name(shard), j * (
@@ -104,12 +107,12 @@ class ArrayReader:
         path, offset = self.locate(chunk)
         width, rows = self.spec.row_bytes, self.geometry.chunk_rows
         if chunk in self._checked:
-            _pread(path, [out], offset + start * width)
+            path.read_into([out], offset + start * width)
             return
         before = np.empty(start * width, np.uint8)
         after = np.empty((rows - start - len(out)) * width, np.uint8)
         crc = np.empty(4, np.uint8)
-        _pread(path, [before, out, after, crc], offset)
+        path.read_into([before, out, after, crc], offset)
         found = 0
         for part in (before, out, after):
             found = crc32c(part, found) if part.size else found
@@ -139,7 +142,7 @@ class ArrayReader:
             np.take(window, inside - first, axis=0, out=out[start:end], mode="clip")
 
 
-def shard_problems(path: Path, rows: int, crc: int, *, spec: ArraySpec, geometry: Geometry) -> Iterator[str]:
+def shard_problems(path: Place, rows: int, crc: int, *, spec: ArraySpec, geometry: Geometry) -> Iterator[str]:
     """Read a whole shard file and yield what is wrong with it.
 
     Parameters
@@ -152,7 +155,7 @@ def shard_problems(path: Path, rows: int, crc: int, *, spec: ArraySpec, geometry
         The array it belongs to.
     """
     try:
-        data = np.frombuffer(read_bytes(path), np.uint8)
+        data = np.frombuffer(path.read(), np.uint8)
     except StoreError as error:
         yield str(error)
         return
@@ -174,26 +177,3 @@ def shard_problems(path: Path, rows: int, crc: int, *, spec: ArraySpec, geometry
         yield f"{path} is damaged: its index does not match"
     if google_crc32c.value(crcs) != crc:
         yield f"{path} is not the file that was committed"
-
-
-def _pread(path: Path, parts: list[np.ndarray], offset: int) -> None:
-    views = [p.data.cast("B") for p in parts if p.size]
-    want = sum(len(v) for v in views)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError as error:
-        raise StoreError(f"{path} is missing") from error
-    try:
-        while views:
-            done = os.preadv(fd, views, offset)
-            if done == 0:
-                raise StoreError(
-                    f"{path} is too short", got=f"{want} bytes short at {offset}", do="restore it from a copy"
-                )
-            offset, want = offset + done, want - done
-            while views and done >= len(views[0]):
-                done -= len(views.pop(0))
-            if done:
-                views[0] = views[0][done:]
-    finally:
-        os.close(fd)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
-from pathlib import Path
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property, partial
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,11 +15,14 @@ from jaxtyping import Float32, Int64
 
 from sae.errors import StoreError
 
+from .chunks import ChunkTable, list_chunks
 from .commits import Group, read_groups, split_rows
-from .durable import file_crc, read_record, record_crc
+from .durable import crc32c
 from .formats import to_float32
-from .index import Directory, read_block, read_tensors, rows_in_block
+from .index import Directory, RowFinder, read_tensors
 from .moments import Moments
+from .places import LocalPlace, Location, Place, place_of
+from .records import file_crc, read_record, record_crc
 from .schema import COLUMNS, Description
 from .seal import merge_blocks
 from .shards import ArrayReader
@@ -31,8 +34,6 @@ from .verify import (
     raise_problems,
     size_problems,
 )
-
-_THREADS = 2
 
 
 class StoredRows(NamedTuple):
@@ -53,21 +54,13 @@ class StoredHooks(NamedTuple):
     time: Int64[np.ndarray, " rows"]
 
 
-class ChunkTable(NamedTuple):
-    """The chunks of a split in storage order: writer, number in the array, rows."""
-
-    writer: Int64[np.ndarray, " chunks"]
-    chunk: Int64[np.ndarray, " chunks"]
-    rows: Int64[np.ndarray, " chunks"]
-
-
 class ActivationStore:
     """Activations on disk.
 
     Attributes
     ----------
     path
-        The store.
+        Where it lies.
     description
         What its root says: dtype, geometry, seed and the rest.
     hooks
@@ -83,7 +76,7 @@ class ActivationStore:
     """
 
     def __init__(
-        self, path: Path, description: Description, groups: list[Group], files: Mapping[str, list[int]]
+        self, path: Place, description: Description, groups: list[Group], files: Mapping[str, list[int]]
     ) -> None:
         self.path, self.description, self.groups = path, description, groups
         self.hooks = description.hooks
@@ -92,19 +85,18 @@ class ActivationStore:
         self.provenance = description.provenance
         self.complete = description.sealed
         self._files = dict(files)
+        self._folders = {group.number: group.folder for group in groups}
         self._readers: dict[tuple[int, str, str], ArrayReader] = {}
         self._specs = description.arrays()
-        self._block = lru_cache(maxsize=64)(self._read_block)
-        self._merged = lru_cache(maxsize=1)(self._read_merged)
 
     @classmethod
-    def open(cls, path: Path, *, allow_incomplete: bool = False) -> ActivationStore:
+    def open(cls, path: Location, *, allow_incomplete: bool = False) -> ActivationStore:
         """Open a store after checking its manifest, every record, and the size of every file.
 
         Parameters
         ----------
         path
-            The store.
+            The store: a folder, a URL such as s3://bucket/prefix, or a file that stands for one.
         allow_incomplete
             Whether a harvest that has not ended may be read, as far as it is committed.
 
@@ -113,6 +105,7 @@ class ActivationStore:
         StoreError
             There is no store, it is incomplete, or it is damaged; each damaged file is named.
         """
+        path = place_of(path)
         description = Description.read(path)
         if not description.sealed and not allow_incomplete:
             raise StoreError(
@@ -142,7 +135,7 @@ class ActivationStore:
             There is no such hook or split, or the file with the moments is damaged.
         """
         self._check(hook, split)
-        return Moments.from_tensors(self._merged()[1], f"{split}/{hook}")
+        return Moments.from_tensors(self._merged[1], f"{split}/{hook}")
 
     def rows(self, hook: str, split: str, *, batch_rows: int = 65536) -> Iterator[StoredRows]:
         """Yield every row of a split once, in storage order, `batch_rows` at a time (the last is short).
@@ -159,21 +152,18 @@ class ActivationStore:
         """Yield every row of a split once with several hooks; the next batch is read meanwhile."""
         for hook in hooks:
             self._check(hook, split)
-        names = [*COLUMNS, *hooks]
-        table = self.chunks(split)
-        ends = np.cumsum(table.rows)
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="assay-read") as pool:
+        names, table = [*COLUMNS, *hooks], self.chunks(split)
+        with ThreadPoolExecutor(self.path.threads, thread_name_prefix="assay-read") as pool:
 
-            def start(first: int) -> Iterator[dict[str, np.ndarray]]:
-                last = min(first + batch_rows, int(ends[-1]))
-                return pool.map(
-                    lambda name: {name: self._read_range(name, split, table, ends, first, last)}, names
-                )
+            def start(first: int) -> tuple[dict[str, np.ndarray], list[Future[None]]]:
+                got, reads = self._reads(names, split, table, first, min(first + batch_rows, table.total))
+                return got, [pool.submit(read) for read in reads]
 
             ahead = start(0)
-            for first in range(batch_rows, int(ends[-1]) + batch_rows, batch_rows):
-                now, ahead = ahead, start(first) if first < ends[-1] else iter(())
-                got = {name: values for part in now for name, values in part.items()}
+            for first in range(batch_rows, table.total + batch_rows, batch_rows):
+                (got, reading), ahead = ahead, start(first) if first < table.total else ({}, [])
+                for future in reading:
+                    future.result()
                 yield StoredHooks({h: self._float32(got[h]) for h in hooks}, *(got[c] for c in COLUMNS))
 
     def entity(self, code: int, hook: str) -> StoredRows:
@@ -195,34 +185,27 @@ class ActivationStore:
             An entity or the hook is not in the store, or a file is damaged.
         """
         self._check(hook)
-        places = self._places(np.unique(np.asarray(codes, np.int64)))
+        places = self._finder.rows(np.unique(np.asarray(codes, np.int64)))
         total = sum(len(rows) for _, _, rows in places)
-        got = {
-            name: np.empty((total, *self._specs[name].row_shape), self._specs[name].dtype)
-            for name in (*COLUMNS, hook)
-        }
-        start = 0
+        got = self._empty([*COLUMNS, hook], total)
+        reads, start = [], 0
         for writer, split, rows in places:
             for name, out in got.items():
-                self.reader(writer, split, name).read_rows(rows, out[start : start + len(rows)])
+                read = self.reader(writer, split, name).read_rows
+                reads.append(partial(read, rows, out[start : start + len(rows)]))
             start += len(rows)
+        self.path.map(lambda read: read(), reads)
         order = np.lexsort((got["position"], got["entity"]))
         return StoredRows(self._float32(got[hook][order]), *(got[c][order] for c in COLUMNS))
 
     def entity_codes(self, split: str | None = None) -> Int64[np.ndarray, " entities"]:
         """Return the codes of all entities, or of those with rows in one split, ascending."""
-        directory = self._merged()[0]
-        if split is None:
-            return np.unique(directory.entity)
         self._check(split=split)
-        return np.unique(directory.entity[directory.split == directory.splits.index(split)])
+        return self._finder.codes(split)
 
     def blocks_with(self, codes: Int64[np.ndarray, " n"]) -> list[tuple[int, int]]:
         """Return writer and number of every block with rows of some entities; unknown ones have none."""
-        directory = self._merged()[0]
-        lines = np.isin(directory.entity, codes)
-        pairs = np.stack([directory.writer[lines], directory.block[lines]], axis=1)
-        return [(writer, block) for writer, block in np.unique(pairs, axis=0).tolist()]
+        return self._finder.blocks(codes)
 
     def entity_ids(self) -> pa.Table | None:
         """Return the table from codes to the user's ids; None if codes stand for themselves.
@@ -235,9 +218,10 @@ class ActivationStore:
         path = self.path / "entities.parquet"
         if "entities.parquet" not in self._files:
             return None
-        if list(file_crc(path)) != self._files["entities.parquet"]:
+        data = path.read()
+        if [len(data), crc32c(data)] != self._files["entities.parquet"]:
             raise StoreError(f"{path} is damaged: its checksum does not match")
-        return pq.read_table(path)
+        return pq.read_table(BytesIO(data))
 
     def coordinates(
         self, split: str
@@ -245,9 +229,9 @@ class ActivationStore:
         """Return entity, position and time of every row of a split, in the order of `rows`."""
         self._check(split=split)
         table = self.chunks(split)
-        ends = np.cumsum(table.rows)
-        entity, position, time = (self._read_range(c, split, table, ends, 0, int(ends[-1])) for c in COLUMNS)
-        return entity, position, time
+        got, reads = self._reads(COLUMNS, split, table, 0, table.total)
+        self.path.map(lambda read: read(), reads)
+        return got["entity"], got["position"], got["time"]
 
     def verify(self) -> list[str]:
         """Read every byte and return what is wrong, one sentence per problem, each naming its file."""
@@ -255,84 +239,45 @@ class ActivationStore:
         for name, (size, crc) in self._files.items():
             if file_crc(self.path / name) != (size, crc):
                 problems.append(f"{self.path / name} is damaged: its checksum does not match")
-        remains = (folder for folder in beside_store(self.path.resolve()) if folder.exists())
-        problems += [f"{folder} is what an interrupted erasure left: erase again" for folder in remains]
+        if isinstance(self.path, LocalPlace):
+            remains = (folder for folder in beside_store(self.path.path.resolve()) if folder.exists())
+            problems += [f"{folder} is what an interrupted erasure left: erase again" for folder in remains]
         return problems
 
     def chunks(self, split: str, blocks: Mapping[int, int] | None = None) -> ChunkTable:
-        """Return the chunks of a split in storage order.
-
-        Parameters
-        ----------
-        split
-            The split.
-        blocks
-            How many blocks of each writer count; all by default.
-        """
-        writers, chunks, rows = [], [], []
-        size, shard = self.description.geometry.chunk_rows, self.description.geometry.chunks_per_shard
-        for group in self.groups:
-            for commit in group.commits[: None if blocks is None else blocks.get(group.number, 0)]:
-                if split in commit.splits:
-                    part = commit.splits[split]
-                    starts = np.arange(0, part.rows, size)
-                    writers.append(np.full(len(starts), group.number, np.int64))
-                    chunks.append(part.shard * shard + starts // size)
-                    rows.append(np.minimum(size, part.rows - starts))
-        none = [np.zeros(0, np.int64)]
-        return ChunkTable(*(np.concatenate(none + parts) for parts in (writers, chunks, rows)))
+        """Return the chunks of a split in storage order; of each writer the first `blocks` count."""
+        return list_chunks(self.groups, self.description.geometry, split, blocks)
 
     def reader(self, writer: int, split: str, name: str) -> ArrayReader:
         """Return the reader of one array: a hook or one of entity, position, time."""
         key = (writer, split, name)
         if key not in self._readers:
-            folder = (
-                next(g.folder for g in self.groups if g.number == writer) / split / self._specs[name].path
-            )
-            self._readers[key] = ArrayReader(folder, self._specs[name], self.description.geometry)
+            folder, spec = self._folders[writer] / split, self._specs[name]
+            self._readers[key] = ArrayReader(folder / spec.path, spec, self.description.geometry)
         return self._readers[key]
 
-    def _read_range(
-        self,
-        name: str,
-        split: str,
-        table: ChunkTable,
-        ends: Int64[np.ndarray, " chunks"],
-        first: int,
-        last: int,
-    ) -> np.ndarray:
-        spec = self._specs[name]
-        out = np.empty((last - first, *spec.row_shape), spec.dtype)
-        for c in range(int(np.searchsorted(ends, first, side="right")), int(np.searchsorted(ends, last)) + 1):
-            begin = int(ends[c] - table.rows[c])
-            low, high = max(first, begin), min(last, int(ends[c]))
-            reader = self.reader(int(table.writer[c]), split, name)
-            reader.read(int(table.chunk[c]), low - begin, out[low - first : high - first])
-        return out
+    def _reads(
+        self, names: Sequence[str], split: str, table: ChunkTable, first: int, last: int
+    ) -> tuple[dict[str, np.ndarray], list[Callable[[], None]]]:
+        """Return arrays for rows `first` .. `last` of a split, and what fills them."""
+        got = self._empty(names, last - first)
+        reads: list[Callable[[], None]] = [
+            partial(self.reader(piece.writer, split, name).read, piece.chunk, piece.start, out[piece.into])
+            for piece in table.pieces(first, last)
+            for name, out in got.items()
+        ]
+        return got, reads
 
-    def _places(self, codes: Int64[np.ndarray, " n"]) -> list[tuple[int, str, Int64[np.ndarray, " rows"]]]:
-        """Return, per block that holds some of the entities, writer, split and ascending row numbers."""
-        directory = self._merged()[0]
-        lines = directory.lines(codes)
-        keys = np.stack([directory.writer[lines], directory.split[lines], directory.block[lines]], axis=1)
-        blocks, of_line = np.unique(keys, axis=0, return_inverse=True)
-        places = []
-        for i, (writer, split, block) in enumerate(blocks.tolist()):
-            name = directory.splits[split]
-            tensors, part = self._block(writer, block)
-            mine = lines[of_line.reshape(-1) == i]
-            pairs = zip(directory.start[mine].tolist(), directory.count[mine].tolist(), strict=True)
-            rows = np.concatenate([rows_in_block(tensors, name, start, count) for start, count in pairs])
-            first = part[name].shard * self.description.geometry.shard_rows
-            places.append((writer, name, first + np.sort(rows.astype(np.int64))))
-        return places
+    def _empty(self, names: Sequence[str], rows: int) -> dict[str, np.ndarray]:
+        specs = {name: self._specs[name] for name in names}
+        return {name: np.empty((rows, *spec.row_shape), spec.dtype) for name, spec in specs.items()}
 
-    def _read_block(self, writer: int, block: int) -> tuple[dict[str, Any], dict[str, Any]]:
-        group = next(g for g in self.groups if g.number == writer)
-        commit = group.commits[block]
-        return read_block(group.folder, commit), commit.splits
+    @cached_property
+    def _finder(self) -> RowFinder:
+        return RowFinder(self._merged[0], self.groups, self.description.geometry)
 
-    def _read_merged(self) -> tuple[Directory, Mapping[str, Any]]:
+    @cached_property
+    def _merged(self) -> tuple[Directory, Mapping[str, Any]]:
         if not self.complete:
             return merge_blocks(self.description, self.groups)
         size, crc = self._files["index.safetensors"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +11,14 @@ from sae.errors import StoreError
 
 from .commits import Commit, Group, metadata
 from .index import read_block
+from .places import Place
 from .schema import ArraySpec, Description
 from .shards import shard_problems
 
 _SHOWN = 20
 
 
-def raise_problems(path: Path, problems: Sequence[str]) -> None:
+def raise_problems(path: Place, problems: Sequence[str]) -> None:
     """Raise one StoreError that lists all problems, or nothing if there are none."""
     if problems:
         more = [f"... and {len(problems) - _SHOWN} more"] if len(problems) > _SHOWN else []
@@ -35,64 +35,70 @@ def beside_store(path: Path) -> tuple[Path, Path]:
 
 
 def shard_files(
-    folder: Path, description: Description, commits: Sequence[Commit]
-) -> Iterator[tuple[Path, ArraySpec, int, int]]:
-    """Yield every shard file that commits name: path, array, rows, checksum."""
+    description: Description, commits: Sequence[Commit]
+) -> Iterator[tuple[str, ArraySpec, int, int]]:
+    """Yield every shard file that a writer's commits name: its name in the folder, array, rows, checksum."""
     size = description.geometry.shard_rows
     for commit in commits:
         for split, part in commit.splits.items():
             for name, spec in description.arrays().items():
                 for i, crc in enumerate(part.crcs[name]):
-                    path = folder / split / spec.path / spec.shard_name(part.shard + i)
-                    yield path, spec, min(size, part.rows - i * size), crc
+                    file = f"{split}/{spec.path}/{spec.shard_name(part.shard + i)}"
+                    yield file, spec, min(size, part.rows - i * size), crc
 
 
-def size_problems(folder: Path, description: Description, commits: Sequence[Commit]) -> Iterator[str]:
+def size_problems(folder: Place, description: Description, commits: Sequence[Commit]) -> Iterator[str]:
     """Yield what is wrong with the sizes of one writer's files, without reading any of them."""
-    listed: dict[Path, dict[str, int]] = {}
-
-    def problem(path: Path, want: int) -> Iterator[str]:
-        if path.parent not in listed:
-            entries = os.scandir(path.parent) if path.parent.is_dir() else ()
-            listed[path.parent] = {entry.name: entry.stat().st_size for entry in entries}
-        got = listed[path.parent].get(path.name)
-        if got is None:
-            yield f"{path} is missing"
-        elif got != want:
-            yield f"{path} has the wrong size: {got} bytes, expected {want}"
-
-    for path, spec, rows, _ in shard_files(folder, description, commits):
-        yield from problem(path, description.geometry.shard_bytes(rows, spec.row_bytes))
-    for commit in commits:
-        yield from problem(folder / "blocks" / commit.extra_name, commit.extra_bytes)
+    found = folder.sizes()
+    wanted = {
+        name: description.geometry.shard_bytes(rows, spec.row_bytes)
+        for name, spec, rows, _ in shard_files(description, commits)
+    }
+    wanted |= {f"blocks/{commit.extra_name}": commit.extra_bytes for commit in commits}
+    for name, want in wanted.items():
+        if name not in found:
+            yield f"{folder / name} is missing"
+        elif found[name] != want:
+            yield f"{folder / name} has the wrong size: {found[name]} bytes, expected {want}"
 
 
-def metadata_problems(folder: Path, description: Description, commits: Sequence[Commit]) -> Iterator[str]:
-    """Yield which zarr metadata of one writer do not say what its commits say."""
-    for path, content in metadata(folder, description, commits).items():
+def metadata_problems(folder: Place, description: Description, commits: Sequence[Commit]) -> list[str]:
+    """Return which zarr metadata of one writer do not say what its commits say."""
+
+    def problem(name: str, content: dict[str, Any]) -> str:
         try:
-            found = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            yield f"{path} is missing"
+            found = json.loads((folder / name).read())
+        except StoreError as error:
+            return str(error)
         except ValueError:
-            yield f"{path} is damaged: it is not JSON"
-        else:
-            if found != content:
-                yield f"{path} is damaged: it does not describe what was committed"
+            return f"{folder / name} is damaged: it is not JSON"
+        return (
+            "" if found == content else f"{folder / name} is damaged: it does not describe what was committed"
+        )
+
+    found = folder.map(lambda item: problem(*item), metadata(description, commits).items())
+    return [text for text in found if text]
 
 
-def checksum_problems(folder: Path, description: Description, commits: Sequence[Commit]) -> Iterator[str]:
-    """Read every byte of one writer's files and yield what is wrong."""
-    for path, spec, rows, crc in shard_files(folder, description, commits):
-        yield from shard_problems(path, rows, crc, spec=spec, geometry=description.geometry)
-    for commit in commits:
+def checksum_problems(folder: Place, description: Description, commits: Sequence[Commit]) -> list[str]:
+    """Read every byte of one writer's files and return what is wrong."""
+
+    def of_shard(file: tuple[str, ArraySpec, int, int]) -> list[str]:
+        name, spec, rows, crc = file
+        return list(shard_problems(folder / name, rows, crc, spec=spec, geometry=description.geometry))
+
+    def of_block(commit: Commit) -> list[str]:
         try:
             read_block(folder, commit)
         except StoreError as error:
-            yield str(error)
+            return [str(error)]
+        return []
+
+    found = folder.map(of_shard, shard_files(description, commits)) + folder.map(of_block, commits)
+    return [text for problems in found for text in problems]
 
 
-def manifest_problems(path: Path, manifest: Mapping[str, Any], groups: list[Group]) -> list[str]:
+def manifest_problems(path: Place, manifest: Mapping[str, Any], groups: list[Group]) -> list[str]:
     """Return where a store is not what its manifest says, sizes and records only."""
     found = {group.folder.name: group for group in groups}
     problems = []
@@ -108,8 +114,9 @@ def manifest_problems(path: Path, manifest: Mapping[str, Any], groups: list[Grou
             problems.append(f"{path / name / 'commits'}: the records are not those that were sealed")
     for name, (size, _) in manifest["files"].items():
         file = path / name
-        if not file.exists():
+        got = file.size()
+        if got is None:
             problems.append(f"{file} is missing")
-        elif file.stat().st_size != size:
-            problems.append(f"{file} has the wrong size: {file.stat().st_size} bytes, expected {size}")
+        elif got != size:
+            problems.append(f"{file} has the wrong size: {got} bytes, expected {size}")
     return problems

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from .balance import EntityBalance
 from .block import run_starts, shuffled_runs
+from .chunks import ChunkTable
 from .formats import to_float32
 from .order import Order, Window
-from .store import ActivationStore, ChunkTable
+from .store import ActivationStore
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,11 @@ class Lane:
         longest = int(np.sort(selection.table.rows)[-order.window_chunks :].sum())
         self._slots = [_Slot(selection.buffers(longest)) for _ in range(1 if order.whole else 2)]
 
+    def begin(self, epoch: int, lane: int, row: int) -> None:
+        """Begin to read the window that holds a row, unless some window is in memory or on its way."""
+        if all(slot.window is None for slot in self._slots):
+            self._begin(self._slots[-1], self._order.window(epoch, lane, row))
+
     def take(
         self, epoch: int, lane: int, start: int, stop: int, *, out: Mapping[str, Tensor], at: int
     ) -> int:
@@ -136,10 +142,10 @@ class Lane:
         while start < stop:
             slot = self._slots[0]
             window = slot.window
-            if window is None or not window.holds(epoch, start):
+            if window is None or slot.order is None or not window.holds(epoch, start):
                 window = self._order.window(epoch, lane, start)
                 slot = self._load(window)
-            assert slot.order is not None
+                assert slot.order is not None
             end = min(stop, window.first + window.rows)
             chosen = slot.order[start - window.first : end - window.first]
             for name, target in out.items():
@@ -150,7 +156,7 @@ class Lane:
     def _load(self, window: Window) -> _Slot:
         """Read a window that the first slot does not hold, begin to read the next one, return its slot."""
         slot = self._slots[0]
-        if self._order.whole and slot.window is not None:
+        if self._order.whole and slot.order is not None:
             slot.window, slot.order = window, self._permute(slot, window)
             return slot
         self._slots.reverse()

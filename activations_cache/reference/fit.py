@@ -6,55 +6,24 @@ import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
 from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
-from activations_cache.inputs import PanelAdapter
-from activations_cache.models import ModelConfig
 from activations_cache.panel import Panel
 from sae.config import Config
 from sae.errors import PanelError
 
 from .credit_transformer import CreditTransformer, signed_log
-from .histories import Histories, batches_by_length, collate, credit_inputs, model_config
-from .scores import Discrimination, discrimination
-
-
-class ModelShape(ModelConfig):
-    """Size of the reference model."""
-
-    kind: Literal["credit_transformer"] = "credit_transformer"
-    """The reference model that `assay fit` trains."""
-    d_model: int = Field(default=128, ge=8)
-    """Width of the stream, the `d_in` of its dictionaries."""
-    n_layers: int = Field(default=4, ge=1)
-    """Number of blocks."""
-    n_heads: int = Field(default=4, ge=1)
-    """Attention heads of a block; divides d_model."""
-    d_ff: int = Field(default=512, ge=8)
-    """Width of a block's inner layer."""
-    dropout: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the stream dropped while fitting."""
-    n_knots: int = Field(default=16, ge=2)
-    """Knots of each column's piecewise linear code."""
-    max_positions: int = Field(default=512, ge=1)
-    """Longest history whose positions are told apart."""
-
-    def load(self, fitted: Path | None) -> CreditTransformer:
-        """Load what the run fitted."""
-        assert fitted is not None
-        return CreditTransformer.from_pretrained(fitted)  # type: ignore[no-any-return]
-
-    def adapter(self) -> PanelAdapter:
-        """Return the adapter of CreditTransformer."""
-        return credit_inputs
+from .histories import Histories, batches_by_length, collate, model_config
+from .predict import predict
+from .scores import discrimination
+from .shape import ModelShape
 
 
 class FitConfig(Config):
@@ -138,56 +107,6 @@ def fit(
             trainer.save(work)
     model.load_state_dict(trainer.best)
     return model.eval(), trainer.history
-
-
-def predict(
-    model: CreditTransformer, panel: Panel, entities: Int[np.ndarray, " entities"], *, batch_rows: int = 16384
-) -> tuple[Float[np.ndarray, " judged"], Float[np.ndarray, " judged"], Int[np.ndarray, " judged"]]:
-    """Return logits, outcomes and entities where the model is judged.
-
-    That is an entity's last position before the time cut, or every row with a known outcome where it is per row.
-    """
-    device = next(model.parameters()).device
-    logits, truths, owners = [], [], []
-    end = panel.history_end()
-    entities = entities[end[entities] > panel.offsets[entities]]
-    with torch.inference_mode():
-        for batch in batches_by_length(panel, entities, batch_rows):
-            histories = collate(panel, batch, stop=end).to(device)
-            out = model(histories.values, histories.gap).default_logit
-            where = judged(panel, histories)
-            logits.append(out[where].double().cpu().numpy())
-            rows = histories.rows[where].cpu().numpy()
-            owners.append(panel.entity[rows])
-            truths.append(panel.outcome[rows] if panel.outcome is not None else np.full(len(rows), np.nan))
-    return np.concatenate(logits), np.concatenate(truths), np.concatenate(owners)
-
-
-def judged(panel: Panel, histories: Histories) -> Tensor:
-    """Return the mask `[batch, time]` of positions at which the model's default head is judged."""
-    if panel.outcome_per == "entity" or panel.outcome is None:
-        last = histories.real.sum(1, keepdim=True) - 1
-        return torch.arange(histories.real.shape[1], device=last.device)[None, :] == last
-    known = torch.from_numpy(np.isfinite(panel.outcome)).to(histories.rows.device)[histories.rows]
-    return histories.real & known
-
-
-def evaluate(model: CreditTransformer, panel: Panel, split: str) -> Discrimination | None:
-    """Return the model's discrimination and calibration on a split's entities, or None without known outcomes."""
-    logits, truth, _ = predict(model, panel, panel.entities_of(split))
-    known = np.isfinite(truth)
-    if len(np.unique(truth[known])) < 2:
-        return None
-    return discrimination(truth[known], 1 / (1 + np.exp(-logits[known])))
-
-
-def reinitialised(model: CreditTransformer, seed: int) -> CreditTransformer:
-    """Return the untrained twin: the same shape and input tables, weights drawn anew."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        twin = CreditTransformer(model.config)
-    twin.to(next(model.parameters()).device).eval()
-    return twin
 
 
 class _Trainer:

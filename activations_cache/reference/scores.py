@@ -62,7 +62,7 @@ def discrimination(truth: Float[np.ndarray, " n"], probability: Float[np.ndarray
         rate=float(truth.mean()),
         auc=value,
         gini=2 * value - 1,
-        ks=float(np.abs(ones - zeros).max()),
+        ks=float(np.abs(ones - zeros)[np.append(np.diff(probability[order]) != 0, True)].max()),
         brier=float(np.square(probability - truth).mean()),
         calibration_error=float(error),
         calibration=bins,

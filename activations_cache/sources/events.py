@@ -13,8 +13,9 @@ from pydantic import Field
 
 from activations_cache import sql
 from activations_cache.models import module_hash
-from activations_cache.panel import Panel, find_files, time_expression
+from activations_cache.panel import Panel
 from activations_cache.splits import SplitConfig
+from activations_cache.tables import find_files, time_expression
 from sae.errors import PanelError
 
 from .base import ActivationSource, HarvestInputs, SourceConfig

@@ -14,8 +14,8 @@ from pydantic import Field
 
 from activations_cache import sql
 from activations_cache.matrices import open_matrix
-from activations_cache.panel import find_files, time_expression
 from activations_cache.splits import SplitConfig
+from activations_cache.tables import find_files, time_expression
 from sae.config import Config
 from sae.errors import ConfigError
 from sae.world import World

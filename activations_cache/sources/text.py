@@ -17,9 +17,9 @@ from torch import nn
 from activations_cache.documents import Documents, open_documents
 from activations_cache.inputs import ModelInputs
 from activations_cache.models import PretrainedConfig, module_hash
-from activations_cache.panel import find_files
 from activations_cache.reference.histories import cut_by_length
 from activations_cache.splits import SplitConfig
+from activations_cache.tables import find_files
 from sae.errors import ConfigError
 from sae.world import World
 

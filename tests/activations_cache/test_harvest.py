@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from activations_cache.harvest import HarvestConfig, HarvestProgress, estimate, harvest
+from activations_cache.harvest import HarvestConfig, HarvestProgress, estimate, harvest, probe
 from activations_cache.schema import StoreLayout
 from activations_cache.splits import hash_uniform
 from activations_cache.store import ActivationStore
@@ -104,8 +105,33 @@ def test_one_process_harvests_every_part(tmp_path, parts):
     assert len(store.groups) == max(parts, 1)
     assert [p.rows for p in told] == sorted(p.rows for p in told)
     assert told[-1].rows == told[-1].total == store.n_rows
+    assert re.fullmatch(r"[\d,]+ rows/s, \d+ MB/s, model \d+%, copy \d+%, write \d+%", told[-1].text)
     again = run(tmp_path / "a", Rows())
     assert again.digest() == store.digest()
+
+
+def test_the_time_is_estimated_from_the_first_batches():
+    pause = 0.01
+    source = Rows(pause=pause)
+    assert probe(source, World(), seconds=0.1) == pytest.approx(N / 10 * pause, rel=0.5)
+    assert probe(source, of(1, 4), seconds=0.02) < 0.5 * N / 10 * pause
+    assert probe(Rows(0), World()) == 0
+
+
+def test_other_versions_may_continue_what_was_begun(tmp_path):
+    begun, later = Rows(stop=stop_at(0, 2)), Rows()
+    begun.provenance, later.provenance = ({**begun.provenance, "versions": {"assay": v}} for v in "12")
+    with pytest.raises(StoppedError):
+        run(tmp_path / "a", begun)
+    run(tmp_path / "a", later)
+    assert check(tmp_path / "a").provenance["versions"] == {"assay": "1"}
+
+
+def test_runs_stay_together_on_request(tmp_path):
+    config = HarvestConfig(layout=LAYOUT, run_length=5)
+    store = harvest(Rows(), tmp_path / "a", config, seed=0, world=World())
+    entity, position, _ = store.coordinates(next(iter(store.splits)))
+    assert ((entity[1:] == entity[:-1]) & (position[1:] == position[:-1] + 1)).mean() > 0.7
 
 
 def test_other_settings_are_refused(tmp_path):
@@ -163,7 +189,7 @@ def test_space_counts_what_is_left_to_write(tmp_path, monkeypatch):
     whole = estimate(Rows(), LAYOUT, path).bytes
     free = {"n": whole // 2}
     monkeypatch.setattr(
-        "activations_cache.harvest.shutil.disk_usage", lambda _: type("Usage", (), {"free": free["n"]})
+        "activations_cache.places.local.shutil.disk_usage", lambda _: type("Usage", (), {"free": free["n"]})
     )
     assert estimate(Rows(), LAYOUT, path).free == whole // 2
     free["n"] = whole // 20

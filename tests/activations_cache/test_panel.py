@@ -7,7 +7,8 @@ import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
 
-from activations_cache.panel import Panel, PanelConfig, prepare
+from activations_cache.panel import Panel, PanelConfig
+from activations_cache.prepare import prepare
 from activations_cache.splits import SPLITS, SplitConfig, assign_splits, hash_uniform
 from sae.errors import PanelError
 

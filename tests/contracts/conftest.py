@@ -11,7 +11,8 @@ from safetensors.torch import save_file as save_torch
 import activations_cache.reference.fit
 import activations_cache.sources  # noqa: F401 - registers the kinds
 from activations_cache.models import ModelConfig
-from activations_cache.panel import Panel, PanelConfig, prepare
+from activations_cache.panel import Panel, PanelConfig
+from activations_cache.prepare import prepare
 from activations_cache.reference.credit_transformer import CreditTransformer
 from activations_cache.reference.histories import model_config
 from activations_cache.sources import reading, text

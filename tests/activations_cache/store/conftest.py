@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from activations_cache.schema import StoreLayout
 from activations_cache.seal import seal
 from activations_cache.store import ActivationStore
 from activations_cache.writer import StoreWriter
+from tests.activations_cache.store.s3_server import new_bucket, running_server
 
 
 @dataclass(frozen=True)
@@ -131,3 +132,30 @@ def layout() -> StoreLayout:
 def stored(rows: Rows, tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     """The rows, stored by three writers in runs of three; nobody changes it."""
     return store_rows(tmp_path_factory.mktemp("stored") / "a.zarr", rows, writers=3, run_length=3)
+
+
+@pytest.fixture(scope="session")
+def s3() -> Iterator[dict[str, str]]:
+    """A real S3 server on loopback; the AWS_* variables lead to it."""
+    with running_server() as variables, pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        yield variables
+
+
+@pytest.fixture
+def bucket(s3: dict[str, str]) -> str:
+    """URL of a new bucket."""
+    return new_bucket()
+
+
+@pytest.fixture(scope="session")
+def few() -> Rows:
+    """About 600 rows: an object store on loopback answers a hundred requests in a second."""
+    return make_rows(60)
+
+
+@pytest.fixture(scope="session")
+def blocks() -> StoreLayout:
+    """Blocks of which those rows make three."""
+    return StoreLayout(chunk_rows=32, shard_rows=128, block_rows=250)

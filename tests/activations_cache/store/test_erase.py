@@ -174,7 +174,7 @@ def test_the_rows_that_stay_keep_their_bits(tmp_path, rows, write, layout, dtype
 
 def test_readers_get_an_error_and_never_other_rows(store, rows):
     opened = ActivationStore.open(store)
-    settings = LoaderConfig(window_rows=200, lanes=4, coordinates=True)
+    settings = LoaderConfig(window_rows=200, lanes=4)
 
     def loader() -> ShuffledLoader:
         return ShuffledLoader(
@@ -184,6 +184,7 @@ def test_readers_get_an_error_and_never_other_rows(store, rows):
             batch_size=64,
             seed=0,
             world=World(),
+            coordinates=True,
             settings=settings,
         )
 

@@ -30,10 +30,10 @@ def rank(r: int, n: int) -> World:
 def load(
     store, *, window_rows=200, world=None, hooks="layers.2", split="fit", batch_size=64, run_length=1, seed=3
 ):
-    config = LoaderConfig(window_rows=window_rows, lanes=8, coordinates=True)
+    config = LoaderConfig(window_rows=window_rows, lanes=8)
     return ShuffledLoader(
         store, hooks, split, batch_size=batch_size, seed=seed, world=world or rank(0, 1),
-        run_length=run_length, settings=config,
+        run_length=run_length, coordinates=True, settings=config,
     )  # fmt: skip
 
 
@@ -181,8 +181,10 @@ def test_runs_are_served_together(stored):
 @pytest.mark.parametrize("window_rows", [200, 10**6])
 def test_entities_are_served_in_equal_measure(stored, rows, window_rows):
     def load_balanced(**more):
-        config = LoaderConfig(window_rows=window_rows, lanes=8, coordinates=True, entity_rows=4)
-        return ShuffledLoader(stored, "layers.2", "fit", batch_size=64, seed=3, settings=config, **more)
+        config = LoaderConfig(window_rows=window_rows, lanes=8, entity_rows=4)
+        return ShuffledLoader(
+            stored, "layers.2", "fit", batch_size=64, seed=3, coordinates=True, settings=config, **more
+        )
 
     loader = load_balanced(world=rank(0, 1))
     lengths = np.bincount(rows.entity[rows.split == "fit"])
@@ -218,12 +220,19 @@ def test_entities_are_served_in_equal_measure(stored, rows, window_rows):
 
 def test_a_growing_store_keeps_the_balance(tmp_path, rows, layout, feed):
     path, hooks = tmp_path / "a.zarr", {"layers.2": 16, "layers.2:in": 5}
-    settings = LoaderConfig(window_rows=200, lanes=8, coordinates=True, entity_rows=3)
+    settings = LoaderConfig(window_rows=200, lanes=8, entity_rows=3)
 
     def load_balanced():
         store = ActivationStore.open(path, allow_incomplete=True)
         return ShuffledLoader(
-            store, "layers.2", "fit", batch_size=64, seed=3, world=World(), settings=settings
+            store,
+            "layers.2",
+            "fit",
+            batch_size=64,
+            seed=3,
+            world=World(),
+            coordinates=True,
+            settings=settings,
         )
 
     for stop in (1500, len(rows.entity)):
@@ -254,8 +263,10 @@ def test_batches_are_nearly_those_of_a_full_shuffle(tmp_path):
                 {"h": x[s]}, entity=p, position=np.arange(i, i + 4096), time=p, split=p * 0, cursor=i
             )
     store = ActivationStore.open(tmp_path / "a", allow_incomplete=True)
-    config = LoaderConfig(window_rows=4096, coordinates=True)
-    loader = ShuffledLoader(store, "h", "fit", batch_size=size, seed=0, world=World(), settings=config)
+    config = LoaderConfig(window_rows=4096)
+    loader = ShuffledLoader(
+        store, "h", "fit", batch_size=size, seed=0, world=World(), coordinates=True, settings=config
+    )
     means, met = [], 0
     for b in loader:
         means.append(b.x.numpy().mean(0))
