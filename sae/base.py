@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,8 +15,10 @@ from torch import Tensor, nn
 from . import operators
 from .codes import SparseCodes
 from .config import Family
+from .errors import ConfigError
 from .geometry import geometric_median, normalise_rows_, project_rows_, unit_rows
 from .kernels import Kernels, find_kernels
+from .kernels.sharded import sharded
 from .losses import auxk, reconstruction
 from .world import World
 
@@ -27,9 +30,12 @@ class Batch(NamedTuple):
     ----------
     x : Float[Tensor, "batch d_in"]
         Scaled activations.
+    follows : Bool[Tensor, "batch"] | None
+        Whether the row before is the previous position of the same entity; None where nobody asked.
     """
 
     x: Float[Tensor, "batch d_in"]
+    follows: Bool[Tensor, "batch"] | None = None
 
 
 class Losses(NamedTuple):
@@ -38,9 +44,10 @@ class Losses(NamedTuple):
     Attributes
     ----------
     total : Float[Tensor, ""]
-        The differentiable sum; the totals of all ranks add up to the loss of the global batch.
+        The differentiable sum; totals along `data` add up to the loss of the global batch, along `feature`
+        they are the same.
     parts : dict[str, Tensor]
-        Its terms before weighting, detached.
+        Its terms before weighting, detached; as with `total`, those of the ranks along `data` add up.
     codes : SparseCodes
         The codes of the batch.
     x_hat : Float[Tensor, "batch d_in"]
@@ -56,6 +63,8 @@ class Losses(NamedTuple):
 class SAEConfig(Family):
     """A dictionary: how many features, how many of them active, and how dead ones are revived."""
 
+    trainable: ClassVar[bool] = True
+
     kind: str = "batch_topk"
     d_sae: int = Field(gt=0)
     """Number of features; a few times d_in, less where the data has few effective dimensions."""
@@ -63,8 +72,8 @@ class SAEConfig(Family):
     """Active features per row, on average or exactly, depending on the kind."""
     k_aux: int | Literal["auto"] = Field("auto")
     """Dead features that explain one row's residual; auto is d_in / 2 (arXiv 2406.04093, section A.2)."""
-    aux_alpha: float = Field(1 / 4, ge=0)
-    """Weight of the loss that revives dead features; the published 1/32 left more dead in BatchTopK."""
+    aux_alpha: float = Field(1 / 32, ge=0)
+    """Weight of the loss that revives dead features, as published; 1/4 loses features that fire rarely."""
     start: Literal["mean", "geometric_median"] = "mean"
     """Where b_dec starts; the mean of scaled inputs is zero, the geometric median resists outliers."""
 
@@ -97,7 +106,20 @@ class SAE(nn.Module, ABC):
         Whether it reads raw activations; see `sae.folding.fold`.
     kernel_name : str
         Which kernels it computes with; see `sae.kernels`.
+    precision : str
+        What the encoder's product proposes codes in, `fp32` or `bf16`; training sets it, and it is not saved.
+    d_sae, first_feature : int
+        Features that this process holds and the number of their first; all of them unless it was sharded.
+    world : World
+        Who holds the others; see `shard_`.
+    replicated : frozenset[str]
+        Parameters and buffers with a first dimension that does not count features; all shards hold them.
+    reads_previous : bool
+        Whether `losses` needs `Batch.follows`, and with it rows in the order of their entities.
     """
+
+    replicated: ClassVar[frozenset[str]] = frozenset({"b_dec"})
+    reads_previous: ClassVar[bool] = False
 
     def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator) -> None:
         super().__init__()
@@ -106,6 +128,9 @@ class SAE(nn.Module, ABC):
         self.d_sae = config.d_sae
         self.folded = False
         self.kernel_name = "auto"
+        self.precision = "fp32"
+        self.first_feature = 0
+        self.world = World()
         directions = unit_rows(config.d_sae, d_in, generator=generator)
         self.W_enc = nn.Parameter(directions.clone())
         self.b_enc = nn.Parameter(directions.new_zeros(config.d_sae))
@@ -115,7 +140,8 @@ class SAE(nn.Module, ABC):
     @property
     def kernels(self) -> Kernels:
         """The kernels it computes with."""
-        return find_kernels(self.kernel_name)
+        found = find_kernels(self.kernel_name, device=self.W_enc.device, precision=self.precision)
+        return sharded(found, self.world)
 
     @property
     def k_aux(self) -> int:
@@ -148,6 +174,36 @@ class SAE(nn.Module, ABC):
             Who else computes.
         """
 
+    def per_feature(self) -> dict[str, Tensor]:
+        """Return the parameters and buffers that have a row for each feature, by name."""
+        return {
+            name: value
+            for name, value in self.state_dict(keep_vars=True).items()
+            if value.ndim and name not in self.replicated
+        }
+
+    @torch.no_grad()
+    def shard_(self, world: World) -> None:
+        """Keep this rank's share of the features only, in place; for a whole dictionary.
+
+        Shards are equal and consecutive, by rank along `feature`.
+
+        Raises
+        ------
+        ConfigError
+            The ranks along `feature` do not divide d_sae.
+        """
+        shards = world.axes["feature"]
+        if self.d_sae % shards:
+            raise ConfigError(
+                f"{self.d_sae} features cannot be spread evenly over {shards} processes",
+                expected=f"sae.d_sae = {math.ceil(self.d_sae / shards) * shards}, or another train.mesh.feature",
+            )
+        self.world, self.d_sae = world, self.d_sae // shards
+        self.first_feature = world.coordinate("feature") * self.d_sae
+        for value in self.per_feature().values():
+            value.data = value.data[self.first_feature : self.first_feature + self.d_sae].clone()
+
     def start_at(self, rows: Float[Tensor, "rows d_in"]) -> None:
         """Place b_dec by a sample of scaled inputs, as `config.start` says; before the first step only."""
         if self.config.start == "geometric_median":
@@ -174,11 +230,12 @@ class SAE(nn.Module, ABC):
         """
 
     def scale_state_(self, scale: float) -> None:
-        """Multiply the buffers that are in units of the input by `scale`, in place; for folding."""
+        """Multiply thresholds and biases beyond b_enc, all in units of the input, in place; for folding."""
         return
 
     def _encode(self, x: Float[Tensor, "batch d_in"], select: operators.Select) -> SparseCodes:
-        return operators.encode(x, self.W_enc, self.b_enc, self.b_dec, select=select, kernels=self.kernels)
+        b_dec = self.world.feature_shared(self.b_dec)
+        return operators.encode(x, self.W_enc, self.b_enc, b_dec, select=select, kernels=self.kernels)
 
     def _losses(
         self, x: Float[Tensor, "batch d_in"], codes: SparseCodes, dead: Tensor, world: World
@@ -186,7 +243,30 @@ class SAE(nn.Module, ABC):
         """Return the objective of the TopK kinds: mean squared error + aux_alpha · AuxK."""
         x_hat = self.decode(codes)
         error = reconstruction(x, x_hat, world=world)
+        return self._revive(x, Losses(error, {"mse": error.detach()}, codes, x_hat), dead, world)
+
+    def _revive(self, x: Float[Tensor, "batch d_in"], losses: Losses, dead: Tensor, world: World) -> Losses:
+        """Add aux_alpha · AuxK."""
         parameters = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
-        revival = auxk(x, x_hat, parameters, dead=dead, k_aux=self.k_aux, world=world)
-        parts = {"mse": error.detach(), "auxk": revival.detach()}
-        return Losses(error + self.config.aux_alpha * revival, parts, codes, x_hat)
+        revival = auxk(
+            x, losses.x_hat, parameters, dead=dead, k_aux=self.k_aux, kernels=self.kernels, world=world
+        )
+        total = losses.total + self.config.aux_alpha * revival
+        return losses._replace(total=total, parts={**losses.parts, "auxk": revival.detach()})
+
+
+class InferenceOnly(SAE):
+    """A dictionary that was trained elsewhere: it encodes, decodes, folds and exports, and cannot be trained."""
+
+    def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:
+        """Refuse.
+
+        Raises
+        ------
+        ConfigError
+            Always.
+        """
+        raise ConfigError(
+            f"{self.config.kind} dictionaries are not trained here, only read",
+            do="choose another sae.kind; jumprelu and batch_topk are what replaced it",
+        )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -61,6 +61,15 @@ def from_dense(dense: Float[Tensor, "rows d_sae"]) -> SparseCodes:
 def offsets_of(counts: Int[Tensor, "rows"]) -> Int[Tensor, "rows_plus_1"]:
     """Return where each row starts, given how many codes each has."""
     return torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+
+
+def subset(codes: SparseCodes, kept: Bool[Tensor, "nnz"]) -> SparseCodes:
+    """Return the codes that are kept; differentiable."""
+    entries = kept.nonzero().squeeze(1)
+    counts = codes.row_ids().index_select(0, entries).bincount(minlength=codes.rows)
+    return SparseCodes(
+        codes.values.index_select(0, entries), codes.features.index_select(0, entries), offsets_of(counts)
+    )
 
 
 def concatenate(parts: Sequence[SparseCodes]) -> SparseCodes:

@@ -19,6 +19,13 @@ def unit_rows(
     return W / norms
 
 
+def unit_directions(W: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
+    """Return the rows of W scaled to norm 1, in float64 on the CPU, detached; a zero row stays zero."""
+    W = W.detach().cpu().double()
+    norms: Tensor = torch.linalg.vector_norm(W, dim=1, keepdim=True)
+    return W / norms.clamp(min=torch.finfo(torch.float64).tiny)
+
+
 @torch.no_grad()
 def normalise_rows_(W: Float[Tensor, "d_sae d_in"]) -> None:
     """Scale every row of W to norm 1, in place; a zero row stays zero."""

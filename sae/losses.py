@@ -1,4 +1,4 @@
-"""Training losses as pure functions; each rank returns its share, and the shares of all ranks add up."""
+"""Training losses as pure functions; each rank returns its rows' share, and the shares along `data` add up."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .operators import take_rows
+from .kernels import Kernels
+from .operators import explain
 from .world import World
 
 
@@ -27,6 +28,7 @@ def auxk(
     *,
     dead: Bool[Tensor, "d_sae"],
     k_aux: int,
+    kernels: Kernels,
     world: World,
 ) -> Float[Tensor, ""]:
     """Return how badly the dead features explain what the live ones leave over.
@@ -41,9 +43,11 @@ def auxk(
     parameters
         W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in].
     dead
-        Features that have been silent for long, over all ranks; none gives 0.
+        This shard's features that have been silent for long; none in any shard gives 0.
     k_aux
-        Dead features that share in one row; on ties at the last place all tied ones do.
+        Dead features that share in one row; ties at the last place go to the lower feature.
+    kernels
+        What computes; those of all shards together.
 
     References
     ----------
@@ -53,24 +57,26 @@ def auxk(
     gets no gradient; with fewer than k_aux dead features the loss shrinks in proportion.
     """
     chosen = dead.nonzero().squeeze(1)
-    if len(chosen) == 0:
+    n_dead = int(world.all_reduce(dead.sum(), axis="feature"))
+    if n_dead == 0:
         return x.new_zeros(())
     W_enc, b_enc, W_dec, b_dec = parameters
-    residual = (x - x_hat).detach()
-    pre = (x - b_dec).detach() @ take_rows(W_enc, chosen).T + b_enc.index_select(0, chosen)
-    if k_aux < len(chosen):
-        smallest = pre.detach().topk(k_aux, dim=1).values[:, -1:]
-        pre = torch.where(pre >= smallest, pre, 0)
-    estimate = pre @ take_rows(W_dec, chosen)
-    mean = world.all_reduce(residual.sum(0)) / global_rows(x, world)
-    variance = world.all_reduce((residual - mean).square().sum())
+    x = x.detach()
+    residual = x - x_hat.detach()
+    centred, weights = x - b_dec.detach(), (W_enc, b_enc, W_dec)
+    error = explain(centred, residual, weights, chosen=chosen, k=k_aux, kernels=kernels)
+    mean = world.all_reduce(residual.sum(0), axis="data") / global_rows(x, world)
     # a residual below the rounding of x is explained already
-    variance = variance.clamp(
-        min=torch.finfo(x.dtype).eps * float(world.all_reduce(x.detach().square().sum()))
-    )
-    return min(len(chosen) / k_aux, 1.0) * (residual - estimate).square().sum() / variance
+    least = torch.finfo(x.dtype).eps * _squares(x)
+    variance, least = world.all_reduce(torch.stack([_squares(residual - mean), least]), axis="data")
+    return min(n_dead / k_aux, 1.0) * error / torch.maximum(variance, least)
+
+
+def _squares(x: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
+    norm: Tensor = torch.linalg.vector_norm(x)
+    return norm.square()
 
 
 def global_rows(x: Float[Tensor, "batch d_in"], world: World) -> int:
-    """Return the rows of the batch over all ranks."""
-    return int(world.all_reduce(torch.tensor(len(x), device=x.device)))
+    """Return the rows of the global batch."""
+    return int(world.all_reduce(torch.tensor(len(x), device=x.device), axis="data"))

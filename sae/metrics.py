@@ -13,6 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .codes import SparseCodes
+from .geometry import unit_directions
 
 DENSE = 0.5
 """A feature that fires on more than this share of rows is dense."""
@@ -80,54 +81,148 @@ class Firing:
         return bins
 
 
+def _no_dimensions() -> Tensor:
+    return torch.zeros(0, dtype=torch.float64)
+
+
 @dataclass
 class Variance:
-    """Residual and total sums of squares, per dimension, in float64.
+    """Sums of squares of rows and reconstructions, per dimension, in float64.
 
-    The total is about the mean of all rows; batches are combined by the update of Chan, Golub and LeVeque,
-    which loses nothing to a large mean.
+    `total` and `power` are about the means of x and of x̂, `cross` is the sum of products about both,
+    `residual` that of (x - x̂)². Batches are combined by the update of Chan, Golub and LeVeque, which loses
+    nothing to a large mean.
     """
 
     rows: int = 0
-    mean: Float[Tensor, "d_in"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    total: Float[Tensor, "d_in"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
-    residual: Float[Tensor, "d_in"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
+    mean: Float[Tensor, "d_in"] = field(default_factory=_no_dimensions)
+    mean_hat: Float[Tensor, "d_in"] = field(default_factory=_no_dimensions)
+    total: Float[Tensor, "d_in"] = field(default_factory=_no_dimensions)
+    power: Float[Tensor, "d_in"] = field(default_factory=_no_dimensions)
+    cross: Float[Tensor, "d_in"] = field(default_factory=_no_dimensions)
+    residual: Float[Tensor, "d_in"] = field(default_factory=_no_dimensions)
 
     def update(self, x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"]) -> None:
         """Add a batch and its reconstruction."""
         x, x_hat = x.detach().cpu().double(), x_hat.detach().cpu().double()
-        mean = x.mean(0)
-        self.merge(Variance(len(x), mean, (x - mean).square().sum(0), (x - x_hat).square().sum(0)))
+        mean, mean_hat = x.mean(0), x_hat.mean(0)
+        about, about_hat = x - mean, x_hat - mean_hat
+        self.merge(
+            Variance(
+                rows=len(x),
+                mean=mean,
+                mean_hat=mean_hat,
+                total=about.square().sum(0),
+                power=about_hat.square().sum(0),
+                cross=(about * about_hat).sum(0),
+                residual=(x - x_hat).square().sum(0),
+            )
+        )
 
     def merge(self, other: Variance) -> None:
         """Add the rows of `other`."""
         if other.rows == 0:
             return
         if self.rows == 0:
-            self.rows, self.mean, self.total, self.residual = (
-                other.rows,
-                other.mean,
-                other.total,
-                other.residual,
-            )
+            vars(self).update(vars(other))
             return
         rows = self.rows + other.rows
-        apart = other.mean - self.mean
-        self.total = self.total + other.total + apart.square() * (self.rows * other.rows / rows)
-        self.mean = self.mean + apart * (other.rows / rows)
+        apart, apart_hat = other.mean - self.mean, other.mean_hat - self.mean_hat
+        weight = self.rows * other.rows / rows
+        self.total = self.total + other.total + weight * apart.square()
+        self.power = self.power + other.power + weight * apart_hat.square()
+        self.cross = self.cross + other.cross + weight * apart * apart_hat
         self.residual = self.residual + other.residual
+        self.mean = self.mean + apart * (other.rows / rows)
+        self.mean_hat = self.mean_hat + apart_hat * (other.rows / rows)
         self.rows = rows
 
     @property
     def fvu(self) -> float:
         """Fraction of variance unexplained: Σ|x - x̂|² / Σ|x - mean|²; NaN where the data does not vary."""
-        total = float(self.total.sum())
+        return self.fvu_about(self.mean)
+
+    def fvu_about(self, mean: Float[Tensor, "d_in"]) -> float:
+        """Return the same about a given mean, such as that of a data set of which these rows are a part."""
+        total = float((self.total + self.rows * (self.mean - mean).square()).sum())
         return float(self.residual.sum()) / total if total > 0 else float("nan")
 
     @property
     def fvu_per_dimension(self) -> Float[Tensor, "d_in"]:
-        """The same for each dimension."""
-        return self.residual / self.total
+        """The same for each dimension; NaN for one that does not vary."""
+        return torch.where(self.total > 0, self.residual / self.total, torch.nan)
+
+    @property
+    def shrinkage(self) -> float:
+        """By what share reconstructions are too small: 1 - Σ|x̂ - mean|² / Σ (x̂ - mean)·(x - mean).
+
+        0 is unbiased, negative too large; NaN where reconstructions do not vary with the data.
+
+        References
+        ----------
+        arXiv 2404.16014: 1 minus their relative reconstruction bias. Theirs is about the origin, this is about
+        the data-set mean, for a large mean would hide all shrinkage.
+        """
+        power = float((self.power + self.rows * (self.mean_hat - self.mean).square()).sum())
+        cross = float(self.cross.sum())
+        return 1 - power / cross if cross > 0 else float("nan")
+
+
+@dataclass
+class Segments:
+    """FVU and L0 of groups of rows, such as calendar periods.
+
+    Attributes
+    ----------
+    variances, active : dict[int, ...]
+        By segment: its sums of squares, and the number of active features over its rows.
+    """
+
+    variances: dict[int, Variance] = field(default_factory=dict)
+    active: dict[int, int] = field(default_factory=dict)
+
+    def update(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        x_hat: Float[Tensor, "batch d_in"],
+        codes: SparseCodes,
+        *,
+        segment: Int[Tensor, "batch"],
+    ) -> None:
+        """Add a batch.
+
+        Parameters
+        ----------
+        x, x_hat, codes
+            Rows, their reconstruction and their codes.
+        segment
+            The segment of each row.
+        """
+        counts = codes.offsets.diff()
+        for key in torch.unique(segment).tolist():
+            chosen = (segment == key).to(x.device)
+            self.variances.setdefault(key, Variance()).update(x[chosen], x_hat[chosen])
+            self.active[key] = self.active.get(key, 0) + int(counts[chosen].sum())
+
+    def merge(self, other: Segments) -> None:
+        """Add the rows of `other`."""
+        for key, variance in other.variances.items():
+            self.variances.setdefault(key, Variance()).merge(variance)
+            self.active[key] = self.active.get(key, 0) + other.active[key]
+
+    def compute(self) -> dict[int, dict[str, int | float]]:
+        """Return `rows`, `fvu` about the mean of all segments together, and `l0` of each segment, in order."""
+        whole = Variance()
+        for variance in self.variances.values():
+            whole.merge(variance)
+        return {
+            key: {
+                "rows": self.variances[key].rows,
+                "fvu": self.variances[key].fvu_about(whole.mean),
+                "l0": self.active[key] / self.variances[key].rows,
+            }
+            for key in sorted(self.variances)
+        }
 
 
 class Match(NamedTuple):
@@ -151,7 +246,7 @@ class Match(NamedTuple):
 
 def match(W_dec: Float[Tensor, "d_sae d_in"], truth: Float[Tensor, "truths d_in"]) -> Match:
     """Match features to true directions so that the summed |cosine| is largest (Hungarian)."""
-    cosines = (_unit(W_dec) @ _unit(truth).T).abs().numpy()
+    cosines = (unit_directions(W_dec) @ unit_directions(truth).T).abs().numpy()
     features, truths = linear_sum_assignment(cosines, maximize=True)
     pairs = cosines[features, truths]
     return Match(float(pairs.mean()), features, truths, pairs)
@@ -159,7 +254,7 @@ def match(W_dec: Float[Tensor, "d_sae d_in"], truth: Float[Tensor, "truths d_in"
 
 def coherence(W_dec: Float[Tensor, "d_sae d_in"], *, rows_at_once: int = 1024) -> Float[Tensor, "d_sae"]:
     """Return for each feature its largest |cosine| with another: 1 is a duplicate."""
-    unit = _unit(W_dec)
+    unit = unit_directions(W_dec)
     nearest = []
     for start in range(0, len(unit), rows_at_once):
         cosines = (unit[start : start + rows_at_once] @ unit.T).abs()
@@ -171,9 +266,3 @@ def coherence(W_dec: Float[Tensor, "d_sae d_in"], *, rows_at_once: int = 1024) -
 def is_dead(silent_rows: Int[Tensor, "d_sae"], window: int) -> Bool[Tensor, "d_sae"]:
     """Return which features have been silent for at least `window` global rows."""
     return silent_rows >= window
-
-
-def _unit(W: Tensor) -> Tensor:
-    W = W.detach().cpu().double()
-    norms: Tensor = torch.linalg.vector_norm(W, dim=1, keepdim=True)
-    return W / norms.clamp(min=torch.finfo(torch.float64).tiny)

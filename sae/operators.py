@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from .codes import SparseCodes
 from .kernels import Kernels
+from .kernels.explanation import Explanation
 
 Select = Callable[[Tensor, Tensor, Tensor], SparseCodes]
 """A selection rule: centred x, W_enc, b_enc to codes."""
@@ -34,16 +36,46 @@ def encode(
 
 
 def decode(
-    codes: SparseCodes, W_dec: Float[Tensor, "d_sae d_in"], b_dec: Float[Tensor, "d_in"], *, kernels: Kernels
+    codes: SparseCodes,
+    W_dec: Float[Tensor, "d_sae d_in"],
+    b_dec: Float[Tensor, "d_in"] | None,
+    *,
+    kernels: Kernels,
 ) -> Float[Tensor, "batch d_in"]:
-    """Return Z W_dec + b_dec for the codes Z."""
+    """Return Z W_dec + b_dec for the codes Z; without b_dec the product alone."""
     product: Tensor = _Decode.apply(*codes, W_dec, kernels)  # type: ignore[no-untyped-call]
-    return product + b_dec
+    return product if b_dec is None else product + b_dec
 
 
-def take_rows(W: Float[Tensor, "d_sae d_in"], rows: Int[Tensor, "n"]) -> Float[Tensor, "n d_in"]:
-    """Return W[rows] for distinct rows; the gradient is a sparse tensor, so that it costs those rows only."""
-    result: Tensor = _TakeRows.apply(W, rows)  # type: ignore[no-untyped-call]
+def explain(
+    x: Float[Tensor, "batch d_in"],
+    residual: Float[Tensor, "batch d_in"],
+    parameters: tuple[Tensor, Tensor, Tensor],
+    *,
+    chosen: Int[Tensor, "n"],
+    k: int,
+    kernels: Kernels,
+) -> Float[Tensor, ""]:
+    """Return Σ|e - Z W_dec|² for a residual e, by chosen features alone.
+
+    Z holds the k largest entries of each row of x W_encᵀ + b_enc, whatever their sign. The gradients of both
+    matrices are sparse tensors, so that they cost the chosen rows only; x and e get none.
+
+    Parameters
+    ----------
+    x, residual
+        Centred rows, and what is to be explained of each.
+    parameters
+        W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_sae, d_in].
+    chosen
+        Distinct features, ascending.
+    k
+        Features that share in one row.
+    kernels
+        What computes.
+    """
+    work = partial(kernels.explain, k=k)
+    result: Tensor = _Explain.apply(x, residual, *parameters, chosen, work)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -94,15 +126,34 @@ class _Decode(torch.autograd.Function):
         return g_values, None, None, g_W_dec, None
 
 
-class _TakeRows(torch.autograd.Function):
+class _Explain(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, W: Tensor, rows: Tensor) -> Tensor:
-        ctx.save_for_backward(rows)
-        ctx.shape = W.shape
-        return W.index_select(0, rows)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor,
+        W_enc: Tensor,
+        b_enc: Tensor,
+        W_dec: Tensor,
+        chosen: Tensor,
+        work: Callable[..., Explanation],
+    ) -> Tensor:
+        weights = (
+            W_enc.index_select(0, chosen),
+            b_enc.index_select(0, chosen),
+            W_dec.index_select(0, chosen),
+        )
+        found = work(x, residual, weights)
+        ctx.save_for_backward(chosen, found.W_enc, found.b_enc, found.W_dec)
+        ctx.shapes = W_enc.shape, b_enc.shape, W_dec.shape
+        return found.error
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (rows,) = ctx.saved_tensors
+        chosen, *found = ctx.saved_tensors
         (g,) = gradients
-        return torch.sparse_coo_tensor(rows[None], g, ctx.shape, check_invariants=False), None
+        to_W_enc, to_b_enc, to_W_dec = (
+            torch.sparse_coo_tensor(chosen[None], g * part, shape, check_invariants=False)
+            for part, shape in zip(found, ctx.shapes, strict=True)
+        )
+        return None, None, to_W_enc, to_b_enc.to_dense(), to_W_dec, None, None

@@ -6,16 +6,34 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from jaxtyping import install_import_hook
+
+# read when Triton is first imported, by whatever test comes first
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # shapes in signatures are checked while tests run; modules of configuration are pydantic's to check
 CHECKED = (
-    [f"sae.{m}" for m in ("codes", "folding", "geometry", "kernels", "losses", "metrics", "operators")]
+    [
+        f"sae.{m}"
+        for m in (
+            "agreement",
+            "baselines",
+            "codes",
+            "folding",
+            "geometry",
+            "kernels",
+            "losses",
+            "metrics",
+            "operators",
+        )
+    ]
     + [
         f"label.{m}"
         for m in ("statistics", "confirm", "groups", "baselines", "targets", "evidence", "discover")
     ]
-    + [f"activations_cache.{m}" for m in ("store", "shards", "moments", "loader", "splits")]
+    + [f"activations_cache.{m}" for m in ("store", "chunks", "shards", "moments", "loader", "splits")]
     + [f"activations_cache.reference.{m}" for m in ("credit_transformer", "histories", "scores", "baseline")]
 )
 install_import_hook(CHECKED, "beartype.beartype")

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae.base import SAE, Batch, Losses, SAEConfig
@@ -64,13 +64,16 @@ class BatchTopK(SAE):
 
     def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:
         """Return mean squared error + aux_alpha · AuxK, codes chosen over the global batch."""
-        select = partial(self.kernels.select_batch, k=self.config.k, world=world)
-        return self._losses(batch.x, self._encode(batch.x, select), dead, world)
+        return self._losses(batch.x, self._compete(batch.x, world), dead, world)
 
     @torch.no_grad()
     def after_step(self, losses: Losses, *, world: World) -> None:
         """Restore unit decoder rows and move the threshold towards the batch's smallest code."""
         super().after_step(losses, world=world)
+        self._follow(losses, world)
+
+    def _follow(self, losses: Losses, world: World) -> None:
+        """Move the threshold towards the batch's smallest code."""
         values = losses.codes.values.detach()
         infinity = values.new_full((1,), torch.inf)
         smallest = world.all_reduce(torch.cat([values, infinity]).min(), "min")
@@ -83,7 +86,7 @@ class BatchTopK(SAE):
         """Set the threshold to the mean over batches of the smallest code that training would keep."""
         smallest = []
         for x in batches:
-            codes = self._encode(x, partial(self.kernels.select_batch, k=self.config.k, world=world))
+            codes = self._compete(x, world)
             values = torch.cat([codes.values, codes.values.new_full((1,), torch.inf)])
             smallest.append(world.all_reduce(values.min(), "min"))
         found = torch.stack(smallest)
@@ -95,3 +98,7 @@ class BatchTopK(SAE):
     def scale_state_(self, scale: float) -> None:
         """Scale the threshold."""
         self.threshold.mul_(scale)
+
+    def _compete(self, x: Float[Tensor, "batch d_in"], world: World) -> SparseCodes:
+        """Return the codes that training keeps: the k · rows largest positive entries of the global batch."""
+        return self._encode(x, partial(self.kernels.select_batch, k=self.config.k, world=world))

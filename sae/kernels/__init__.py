@@ -1,18 +1,28 @@
 """The products of a sparse dictionary behind one interface, chosen by argument.
 
-`reference` states each in plain dense torch and is the oracle of the tests; `cpu` is what training runs on.
+`reference` states each in plain dense torch and is the oracle of the tests; `portable` runs on any device, `cpu` and
+`triton` do the same faster on theirs.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from typing import Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sae.codes import SparseCodes
 from sae.errors import ConfigError
 from sae.world import World
+
+from .explanation import Explanation
+
+CPU = torch.device("cpu")
 
 
 @runtime_checkable
@@ -32,6 +42,16 @@ class Kernels(Protocol):
         k: int,
     ) -> SparseCodes:
         """Keep the k largest positive entries of each row of x Wᵀ + b."""
+
+    def select_largest(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        *,
+        k: int,
+    ) -> SparseCodes:
+        """Keep the k largest entries of each row of x Wᵀ + b, whatever their sign."""
 
     def select_batch(
         self,
@@ -67,19 +87,79 @@ class Kernels(Protocol):
     ) -> Float[Tensor, "d_sae d_in"]:
         """Return Zᵀ g: the gradient of Z W with respect to W."""
 
+    def explain(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        residual: Float[Tensor, "batch d_in"],
+        weights: tuple[Tensor, Tensor, Tensor],
+        *,
+        k: int,
+    ) -> Explanation:
+        """Explain a residual by the k largest entries of each row of x W_encᵀ + b_enc, whatever their sign.
 
-def find_kernels(name: str = "auto") -> Kernels:
-    """Return the kernels of that name; `auto` takes the fastest that runs on this device.
+        `weights` are W_enc, b_enc, W_dec of the features at hand, of which there may be none.
+        """
+
+
+def find_kernels(name: str = "auto", *, device: torch.device = CPU, precision: str = "fp32") -> Kernels:
+    """Return the kernels of that name.
+
+    Parameters
+    ----------
+    name
+        `reference`, `portable`, `cpu` or `triton`; `auto` takes the fastest that runs on the device.
+    device
+        Where the tensors are.
+    precision
+        `bf16` lets products in bf16 propose which codes to keep; their values stay those of W's precision. The
+        reference has no such thing.
 
     Raises
     ------
     ConfigError
-        No kernels of that name.
+        No kernels of that name, or not for this device.
     """
     from .cpu import CpuKernels
+    from .portable import PortableKernels
     from .reference import ReferenceKernels
 
-    known: dict[str, Kernels] = {"auto": CpuKernels(), "cpu": CpuKernels(), "reference": ReferenceKernels()}
+    bf16 = precision == "bf16"
+    if name == "auto":
+        on_gpu = "triton" if find_spec("triton") else "portable"
+        name = {"cpu": "cpu", "cuda": on_gpu}.get(device.type, "portable")
+    if name == "triton":
+        return _triton_kernels(device, bf16)
+    known: dict[str, Callable[[], Kernels]] = {
+        "reference": ReferenceKernels,
+        "portable": partial(PortableKernels, bf16=bf16),
+        "cpu": partial(CpuKernels, bf16=bf16),
+    }
     if name not in known:
-        raise ConfigError("unknown kernels", got=repr(name), expected=", ".join(known))
-    return known[name]
+        raise ConfigError("unknown kernels", got=repr(name), expected=", ".join(["auto", *known, "triton"]))
+    return known[name]()
+
+
+def find_precision(name: str, device: torch.device) -> str:
+    """Return `fp32` or `bf16` as named, or for `auto` bf16 where the device multiplies it natively.
+
+    That is a CPU with AVX512-BF16 or AMX, or an NVIDIA GPU from Ampere on; elsewhere bf16 is emulated and slower.
+    """
+    if name != "auto":
+        return name
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16" if device.type == "cpu" and native else "fp32"
+
+
+def _triton_kernels(device: torch.device, bf16: bool) -> Kernels:
+    # on a CPU Triton's interpreter runs them, slowly, for tests
+    if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
+        raise ConfigError("the triton kernels need a GPU", got=f"device {device}", do="take kernels `auto`")
+    try:
+        from .triton import TritonKernels
+    except ImportError as error:
+        raise ConfigError(
+            "triton is not installed", got=str(error), do="pip install 'assay[triton]', or take other kernels"
+        ) from error
+    return TritonKernels(bf16=bf16)

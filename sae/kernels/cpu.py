@@ -1,175 +1,130 @@
-"""Kernels in torch operators: row chunks keep pre-activations small, all after selection is sparse.
-
-They run on any device that torch does; the sizes were measured on a CPU.
-"""
+"""Kernels for a CPU: torch multiplies, numpy selects (its partition is vectorised) and scipy transposes."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import partial
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
+from scipy.sparse import csr_array
 from torch import Tensor
 
-from sae.codes import SparseCodes, concatenate, offsets_of
-from sae.world import World
+from sae.codes import SparseCodes
 
-ROWS_PER_CHUNK = 512
-"""Rows of pre-activations held at once: 256 to 512 ran fastest from d_sae = 2048 to 24576 (AVX2)."""
+from .explanation import Explanation, explain_sparsely
+from .portable import DENSE, PortableKernels
 
-CHUNK_ENTRIES = 2**24
-"""Pre-activations held at once at most (64 MiB in fp32), whatever d_sae."""
+TILE = 32
+"""Columns of which one maximum is kept; with 32 to 64 few more than k entries reach the bound they give."""
 
-SAMPLE_ROWS = 32
-"""Rows from which the batch selection guesses its threshold; the guess costs time only, never exactness."""
+Array = npt.NDArray[Any]
 
 
-class CpuKernels:
-    """Training kernels: no `[batch, d_sae]`, no `[batch * k, d_in]`. See `Kernels` for the contract."""
+class CpuKernels(PortableKernels):
+    """The portable kernels with what torch does slowly on a CPU done otherwise. See `Kernels` for the contract.
 
-    def select_rows(
+    The k-th largest of a row's tile maxima is a lower bound on its k-th largest entry, and only the few tiles
+    that reach it are looked at again.
+    """
+
+    def largest(self, pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> SparseCodes:
+        """Return the k largest entries of each row that exceed `lowest`; ties go to the lower feature."""
+        whole, width = _array(pre), pre.shape[1]
+        tiled = width % TILE == 0 and width >= 2 * k * TILE
+        maxima = _array(pre.view(len(pre), -1, TILE).amax(2)) if tiled else whole
+        bound = np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k :]
+        if np.isnan(bound).any():
+            return super().largest(pre, k, lowest)
+        least = np.nextafter(whole.dtype.type(lowest), whole.dtype.type(np.inf))
+        bound = np.maximum(bound[:, :1], least)
+        places = _in_tiles(whole, maxima, bound) if tiled else np.flatnonzero(whole >= bound)
+        values, starts = whole.ravel()[places], _starts(places, whole)
+        if np.diff(starts).max() > k:
+            places = places[_among_largest(values, starts, k)]
+        return _codes(whole, places)
+
+    def explain(
         self,
         x: Float[Tensor, "batch d_in"],
-        W: Float[Tensor, "d_sae d_in"],
-        b: Float[Tensor, "d_sae"],
+        residual: Float[Tensor, "batch d_in"],
+        weights: tuple[Tensor, Tensor, Tensor],
         *,
         k: int,
-    ) -> SparseCodes:
-        """Keep the k largest positive entries of each row of x Wᵀ + b."""
-        parts = [_positive(*_largest(pre, min(k, len(W)))) for pre in _products(x, W, b)]
-        return concatenate(parts)
+    ) -> Explanation:
+        """Explain a residual by the k largest entries of each row of x W_encᵀ + b_enc, whatever their sign."""
+        if k > DENSE * len(weights[0]):
+            return super().explain(x, residual, weights, k=k)
+        return explain_sparsely(x, residual, weights, k=k, kernels=self)
 
-    def select_batch(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        W: Float[Tensor, "d_sae d_in"],
-        b: Float[Tensor, "d_sae"],
-        *,
-        k: int,
-        world: World,
-    ) -> SparseCodes:
-        """Keep the k · rows largest positive entries of x Wᵀ + b, over the rows of all ranks together.
+    def among_largest(self, pre: Float[Tensor, "chunk d_sae"], k: int) -> Float[Tensor, "chunk d_sae"]:
+        """Return 1 for the k largest entries of each row, else 0; ties go to the lower feature."""
+        whole, place = pre.numpy(), pre.shape[1] - k
+        if place <= 0:
+            return torch.ones_like(pre)
+        below = whole < np.partition(whole, place, axis=1)[:, place, None]
+        if np.count_nonzero(below) < place * len(pre):  # ties at the last place
+            return super().among_largest(pre, k)
+        return torch.from_numpy(np.logical_not(below, out=below).astype(whole.dtype))
 
-        Entries above a guessed threshold are collected; if they turn out too few, a lower guess follows.
-        """
-        counts = world.all_gather(torch.tensor(len(x), device=x.device))
-        total = min(k, len(W)) * int(torch.stack(counts).sum())
-        sample = torch.addmm(b, x[:: max(1, len(x) // SAMPLE_ROWS)][:SAMPLE_ROWS], W.T)
-        wanted = 1.5 * k * len(sample)
-        while True:
-            rank = int(min(wanted, sample.numel()))
-            guess = sample.flatten().topk(rank).values[-1] if rank < sample.numel() else sample.new_zeros(())
-            guess = guess.nan_to_num().clamp(min=0)
-            codes = self.select_above(x, W, b, threshold=guess)
-            found = int(world.all_reduce(torch.tensor(len(codes.values), device=x.device)))
-            lowest = float(world.all_reduce(guess, "max"))
-            if found >= total or lowest == 0:
-                return _cut(codes, total, world)
-            wanted *= 4
+    def above(self, pre: Float[Tensor, "chunk d_sae"], threshold: Float[Tensor, "..."]) -> SparseCodes:
+        """Return the entries strictly above a threshold, and NaN; cheap where they are few."""
+        whole = _array(pre)
+        within = whole <= threshold.detach().numpy()
+        return _codes(whole, np.flatnonzero(np.logical_not(within, out=within)))
 
-    def select_above(
-        self,
-        x: Float[Tensor, "batch d_in"],
-        W: Float[Tensor, "d_sae d_in"],
-        b: Float[Tensor, "d_sae"],
-        *,
-        threshold: Float[Tensor, "..."],
-    ) -> SparseCodes:
-        """Keep the entries of x Wᵀ + b strictly above a threshold >= 0: one for all or one per feature."""
-        return concatenate([_masked(pre, ~(pre <= threshold)) for pre in _products(x, W, b)])
-
-    def decode(self, codes: SparseCodes, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Return Z W for the codes Z."""
-        return _bags(codes.features, codes.offsets, codes.values, W)
-
-    def value_gradients(
-        self, codes: SparseCodes, g: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_sae d_in"]
-    ) -> Float[Tensor, "nnz"]:
-        """Return g[row] · W[feature] for every code: the gradient of Z W with respect to the values of Z."""
-        if len(codes.features) == 0:
-            return g.new_zeros(0)
-        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward
-        result: Tensor = dots(g.contiguous(), W, codes.features, codes.offsets[:-1], codes.row_ids(), 0, -1)
-        return result
-
-    def weight_gradient(
-        self, codes: SparseCodes, g: Float[Tensor, "batch d_in"], d_sae: int
-    ) -> Float[Tensor, "d_sae d_in"]:
-        """Return Zᵀ g: the gradient of Z W with respect to W, summed by feature in order of rows."""
-        order = codes.features.int().argsort(stable=True)
-        starts = offsets_of(codes.features.bincount(minlength=d_sae))
-        return _bags(codes.row_ids()[order], starts, codes.values[order], g)
+    def by_feature(
+        self, codes: SparseCodes, d_sae: int
+    ) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
+        """Return the codes' places by feature, then row; their rows in that order; where each feature starts."""
+        places = np.arange(len(codes.features), dtype=np.int32)
+        matrix = csr_array(
+            (places, codes.features.numpy(), codes.offsets.numpy()), shape=(codes.rows, d_sae)
+        ).tocsc()
+        order, rows, starts = (torch.from_numpy(a) for a in (matrix.data, matrix.indices, matrix.indptr))
+        return order, rows, starts
 
 
-def _products(
-    x: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_sae d_in"], b: Float[Tensor, "d_sae"]
-) -> Iterator[Float[Tensor, "chunk d_sae"]]:
-    """Yield x Wᵀ + b in row chunks; each shares its memory with the next."""
-    rows = max(1, min(ROWS_PER_CHUNK, CHUNK_ENTRIES // len(W)))
-    buffer = x.new_empty(min(rows, len(x)), len(W))
-    for start in range(0, len(x), rows):
-        chunk = x[start : start + rows]
-        yield torch.addmm(b, chunk, W.T, out=buffer[: len(chunk)])
+def _array(pre: Tensor) -> Array:
+    """Return the tensor as an array; numpy knows no bf16."""
+    array: Array = (pre.float() if pre.dtype == torch.bfloat16 else pre).numpy()
+    return array
 
 
-def _largest(
-    pre: Float[Tensor, "chunk d_sae"], k: int
-) -> tuple[Float[Tensor, "chunk k"], Int[Tensor, "chunk k"]]:
-    """Return the k largest entries of each row, features ascending, ties to the lower feature."""
-    values, features = pre.topk(min(k + 1, pre.shape[1]))
-    if k < pre.shape[1]:
-        # topk breaks ties as it likes; one entry more shows whether the k-th had a rival
-        tied = (values[:, k - 1] == values[:, k]) & (values[:, k] > 0)
-        values, features = values[:, :k], features[:, :k]
-        if tied.any():
-            features = features.contiguous()
-            features[tied] = pre[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
-    features = features.sort(dim=1).values
-    return pre.gather(1, features), features
+def _in_tiles(whole: Array, maxima: Array, bound: Array) -> Array:
+    """Return the places of `whole` that reach their row's bound, looking into tiles that do so only."""
+    tiles = np.flatnonzero(maxima >= bound)
+    inside = np.flatnonzero(whole.reshape(-1, TILE)[tiles] >= bound[tiles // maxima.shape[1]])
+    places: Array = tiles[inside // TILE] * TILE + inside % TILE
+    return places
 
 
-def _positive(values: Float[Tensor, "chunk k"], features: Int[Tensor, "chunk k"]) -> SparseCodes:
-    """Drop what is not positive."""
-    kept = ~(values <= 0)
-    if kept.all():
-        offsets = torch.arange(len(values) + 1, device=values.device) * values.shape[1]
-        return SparseCodes(values.flatten(), features.flatten(), offsets)
-    return SparseCodes(values[kept], features[kept], offsets_of(kept.sum(1)))
+def _among_largest(values: Array, starts: Array, k: int) -> Array:
+    """Return which values are among the k largest of their row; ties go to the earlier."""
+    counts = np.diff(starts)
+    rows = np.repeat(np.arange(len(counts)), counts)
+    padded = np.full((len(counts), counts.max()), -np.inf, dtype=values.dtype)
+    padded[rows, np.arange(len(values)) - starts[rows]] = values
+    smallest = np.partition(padded, padded.shape[1] - k, axis=1)[:, padded.shape[1] - k][rows]
+    kept = values >= smallest
+    if np.bincount(rows[kept]).max() > k:
+        tied = values == smallest
+        before = np.cumsum(tied) - tied
+        free = k - np.bincount(rows[values > smallest], minlength=len(counts))
+        first = np.append(before, 0)[starts[:-1]]
+        kept &= ~tied | (before - first[rows] < free[rows])
+    return kept
 
 
-def _masked(pre: Float[Tensor, "chunk d_sae"], kept: Bool[Tensor, "chunk d_sae"]) -> SparseCodes:
-    """Return the kept entries; cheap where few are."""
-    rows, features = kept.nonzero(as_tuple=True)
-    return SparseCodes(pre[rows, features], features, offsets_of(rows.bincount(minlength=len(pre))))
+def _starts(places: Array, whole: Array) -> Array:
+    starts: Array = np.searchsorted(places, np.arange(len(whole) + 1) * whole.shape[1])
+    return starts
 
 
-def _cut(codes: SparseCodes, total: int, world: World) -> SparseCodes:
-    """Keep the `total` largest codes of all ranks together; ties go to the lower rank, row, feature."""
-    everywhere = world.all_gather(codes.values)
-    values = torch.cat(everywhere)
-    if len(values) <= total:
-        return codes
-    smallest = values.kthvalue(len(values) - total + 1).values
-    above = int((~(values <= smallest)).sum())
-    spent = sum(int((part == smallest).sum()) for part in everywhere[: world.rank])
-    ties = (codes.values == smallest).nonzero().squeeze(1)[: max(0, total - above - spent)]
-    kept = ~(codes.values <= smallest)
-    kept[ties] = True
-    counts = codes.row_ids()[kept].bincount(minlength=codes.rows)
-    return SparseCodes(codes.values[kept], codes.features[kept], offsets_of(counts))
-
-
-_weighted_sum = partial(F.embedding_bag, mode="sum", include_last_offset=True)
-
-
-def _bags(
-    members: Int[Tensor, "nnz"],
-    starts: Int[Tensor, "bags_plus_1"],
-    weights: Float[Tensor, "nnz"],
-    rows: Float[Tensor, "n d_in"],
-) -> Float[Tensor, "bags d_in"]:
-    """Return for each bag the weighted sum of its members' rows."""
-    result: Tensor = _weighted_sum(members, rows, starts, per_sample_weights=weights)
-    return result
+def _codes(whole: Array, places: Array) -> SparseCodes:
+    """Return the entries of `whole` at ascending places."""
+    starts = _starts(places, whole)
+    rows = np.repeat(np.arange(len(whole)), np.diff(starts))
+    features = places - rows * whole.shape[1]
+    return SparseCodes(*(torch.from_numpy(a) for a in (whole.ravel()[places], features, starts)))

@@ -9,6 +9,8 @@ from torch import Tensor
 from sae.codes import SparseCodes, from_dense
 from sae.world import World
 
+from .explanation import Explanation
+
 
 class ReferenceKernels:
     """The oracle: holds the whole `[batch, d_sae]` and sorts it. See `Kernels` for the contract."""
@@ -25,6 +27,20 @@ class ReferenceKernels:
         pre = x @ W.T + b
         kept = pre.argsort(dim=1, descending=True, stable=True)[:, :k]
         return from_dense(torch.zeros_like(pre).scatter(1, kept, pre.gather(1, kept)))
+
+    def select_largest(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        *,
+        k: int,
+    ) -> SparseCodes:
+        """Keep the k largest entries of each row of x Wᵀ + b, whatever their sign."""
+        pre = x @ W.T + b
+        features = pre.argsort(dim=1, descending=True, stable=True)[:, :k].sort(dim=1).values
+        offsets = torch.arange(len(x) + 1, device=x.device) * features.shape[1]
+        return SparseCodes(pre.gather(1, features).flatten(), features.flatten(), offsets)
 
     def select_batch(
         self,
@@ -71,3 +87,20 @@ class ReferenceKernels:
     ) -> Float[Tensor, "d_sae d_in"]:
         """Return Zᵀ g: the gradient of Z W with respect to W."""
         return codes.to_dense(d_sae).T @ g
+
+    def explain(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        residual: Float[Tensor, "batch d_in"],
+        weights: tuple[Tensor, Tensor, Tensor],
+        *,
+        k: int,
+    ) -> Explanation:
+        """Explain a residual by the k largest entries of each row of x W_encᵀ + b_enc, whatever their sign."""
+        W_enc, b_enc, W_dec = weights
+        codes = self.select_largest(x, W_enc, b_enc, k=k)
+        z = codes.to_dense(len(W_enc))
+        difference = z @ W_dec - residual
+        chosen = codes._replace(values=torch.ones_like(codes.values)).to_dense(len(W_enc))
+        g = 2 * (difference @ W_dec.T) * chosen
+        return Explanation(difference.square().sum(), g.T @ x, g.sum(0), 2 * z.T @ difference)

@@ -7,11 +7,11 @@ from hypothesis import strategies as st
 
 from sae.codes import SparseCodes, concatenate, from_dense
 from sae.errors import ConfigError
-from sae.kernels import cpu, find_kernels
+from sae.kernels import cpu, find_kernels, find_precision, portable
 from sae.world import World
 
 WORLD = World()
-CPU, REFERENCE = find_kernels("cpu"), find_kernels("reference")
+CPU, PORTABLE, REFERENCE = (find_kernels(name) for name in ("cpu", "portable", "reference"))
 
 
 def problem(rows, d_in, d_sae, seed, *, rounded=False):
@@ -28,6 +28,7 @@ def same(a: SparseCodes, b: SparseCodes):
     torch.testing.assert_close(a.values, b.values)
 
 
+@pytest.mark.parametrize("kernels", [CPU, PORTABLE])
 @given(
     rows=st.integers(1, 40),
     d_in=st.integers(1, 9),
@@ -36,17 +37,29 @@ def same(a: SparseCodes, b: SparseCodes):
     seed=st.integers(0, 10**6),
     rounded=st.booleans(),
 )
-@settings(max_examples=150, deadline=None)
-def test_selections_agree_with_the_oracle(rows, d_in, d_sae, k, seed, rounded):
+@settings(max_examples=100, deadline=None)
+def test_selections_agree_with_the_oracle(kernels, rows, d_in, d_sae, k, seed, rounded):
     x, W, b = problem(rows, d_in, d_sae, seed, rounded=rounded)
-    same(CPU.select_rows(x, W, b, k=k), REFERENCE.select_rows(x, W, b, k=k))
-    same(CPU.select_batch(x, W, b, k=k, world=WORLD), REFERENCE.select_batch(x, W, b, k=k, world=WORLD))
+    same(kernels.select_rows(x, W, b, k=k), REFERENCE.select_rows(x, W, b, k=k))
+    same(kernels.select_largest(x, W, b, k=k), REFERENCE.select_largest(x, W, b, k=k))
+    same(kernels.select_batch(x, W, b, k=k, world=WORLD), REFERENCE.select_batch(x, W, b, k=k, world=WORLD))
     for threshold in (torch.tensor(0.0), torch.tensor(1.0), b.abs().float()):
         above = threshold.to(x.dtype)
-        same(CPU.select_above(x, W, b, threshold=above), REFERENCE.select_above(x, W, b, threshold=above))
+        same(kernels.select_above(x, W, b, threshold=above), REFERENCE.select_above(x, W, b, threshold=above))
 
 
-@pytest.mark.parametrize("kernels", [CPU, REFERENCE])
+@given(k=st.integers(1, 8), tiles=st.integers(1, 30), seed=st.integers(0, 10**6), rounded=st.booleans())
+@settings(max_examples=100, deadline=None)
+def test_selection_by_tiles_agrees_with_the_oracle(k, tiles, seed, rounded):
+    x, W, b = problem(20, 3, tiles * 4, seed, rounded=rounded)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "TILE", 4)
+        rows, largest = CPU.select_rows(x, W, b, k=k), CPU.select_largest(x, W, b, k=k)
+    same(rows, REFERENCE.select_rows(x, W, b, k=k))
+    same(largest, REFERENCE.select_largest(x, W, b, k=k))
+
+
+@pytest.mark.parametrize("kernels", [CPU, PORTABLE, REFERENCE])
 def test_ties_go_to_the_lower_feature(kernels):
     x, W, b = torch.ones(3, 1), torch.ones(6, 1), torch.tensor([0.0, 1, 0, 1, 1, 0])
     codes = kernels.select_rows(x, W, b, k=2)
@@ -58,7 +71,7 @@ def test_ties_go_to_the_lower_feature(kernels):
     assert batch.offsets.tolist() == [0, 3, 6, 6]
 
 
-@pytest.mark.parametrize("kernels", [CPU, REFERENCE])
+@pytest.mark.parametrize("kernels", [CPU, PORTABLE, REFERENCE])
 def test_only_positive_entries_are_kept(kernels):
     x, W, b = torch.eye(2), torch.tensor([[1.0, -1], [-1, -1], [2, -3]]), torch.zeros(3)
     for codes in (kernels.select_rows(x, W, b, k=3), kernels.select_batch(x, W, b, k=3, world=WORLD)):
@@ -68,7 +81,7 @@ def test_only_positive_entries_are_kept(kernels):
     assert strict.features.tolist() == [2]
 
 
-@pytest.mark.parametrize("kernels", [CPU, REFERENCE])
+@pytest.mark.parametrize("kernels", [CPU, PORTABLE, REFERENCE])
 def test_nan_is_not_hidden(kernels):
     x, W, b = torch.ones(2, 2), torch.tensor([[1.0, 1], [float("nan"), 1], [2, 1]]), torch.zeros(3)
     for codes in (kernels.select_rows(x, W, b, k=1), kernels.select_batch(x, W, b, k=2, world=WORLD)):
@@ -78,7 +91,7 @@ def test_nan_is_not_hidden(kernels):
 def test_chunks_do_not_change_the_result(monkeypatch):
     x, W, b = problem(50, 6, 31, 0)
     whole = CPU.select_rows(x, W, b, k=4), CPU.select_batch(x, W, b, k=4, world=WORLD)
-    monkeypatch.setattr(cpu, "ROWS_PER_CHUNK", 7)
+    monkeypatch.setattr(portable, "ROWS_PER_CHUNK", 7)
     same(whole[0], CPU.select_rows(x, W, b, k=4))
     same(whole[1], CPU.select_batch(x, W, b, k=4, world=WORLD))
 
@@ -89,9 +102,10 @@ def test_batch_selection_survives_a_misleading_sample():
     same(CPU.select_batch(x, W, b, k=3, world=WORLD), REFERENCE.select_batch(x, W, b, k=3, world=WORLD))
 
 
+@pytest.mark.parametrize("kernels", [CPU, PORTABLE])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
-def test_products_agree_with_the_oracle(dtype, density):
+def test_products_agree_with_the_oracle(kernels, dtype, density):
     generator = torch.Generator().manual_seed(0)
     dense = torch.rand(13, 29, generator=generator) * (torch.rand(13, 29, generator=generator) < density)
     codes = from_dense(dense.to(dtype))
@@ -99,9 +113,22 @@ def test_products_agree_with_the_oracle(dtype, density):
         torch.randn(29, 5, generator=generator, dtype=dtype),
         torch.randn(13, 5, generator=generator, dtype=dtype),
     )
-    torch.testing.assert_close(CPU.decode(codes, W), REFERENCE.decode(codes, W))
-    torch.testing.assert_close(CPU.value_gradients(codes, g, W), REFERENCE.value_gradients(codes, g, W))
-    torch.testing.assert_close(CPU.weight_gradient(codes, g, 29), REFERENCE.weight_gradient(codes, g, 29))
+    torch.testing.assert_close(kernels.decode(codes, W), REFERENCE.decode(codes, W))
+    torch.testing.assert_close(kernels.value_gradients(codes, g, W), REFERENCE.value_gradients(codes, g, W))
+    torch.testing.assert_close(kernels.weight_gradient(codes, g, 29), REFERENCE.weight_gradient(codes, g, 29))
+
+
+@pytest.mark.parametrize("kernels", [CPU, PORTABLE])
+@pytest.mark.parametrize("k", [1, 2, 5, 30, 99])
+@pytest.mark.parametrize("rounded", [False, True])
+def test_explanations_agree_with_the_oracle(kernels, k, rounded):
+    x, W_enc, b_enc = problem(37, 5, 30, 0, rounded=rounded)
+    residual, W_dec = problem(37, 5, 30, 1)[:2]
+    given = (W_enc, b_enc, W_dec.to(W_enc.dtype))
+    ours = kernels.explain(x, residual.to(x.dtype), given, k=k)
+    theirs = REFERENCE.explain(x, residual.to(x.dtype), given, k=k)
+    for name, value in theirs._asdict().items():
+        torch.testing.assert_close(getattr(ours, name), value, msg=name, rtol=1e-4, atol=1e-3)
 
 
 def test_dense_round_trip_and_concatenation():
@@ -111,6 +138,41 @@ def test_dense_round_trip_and_concatenation():
     assert codes.row_ids().tolist() == [0, 2, 2]
     same(concatenate([from_dense(dense[:1]), from_dense(dense[1:])]), codes)
     assert from_dense(torch.zeros(2, 3)).to_dense(3).shape == (2, 3)
+
+
+@pytest.mark.parametrize("kernels", [find_kernels(name, precision="bf16") for name in ("cpu", "portable")])
+def test_a_bf16_product_proposes_and_full_precision_decides(kernels):
+    x, W, b = (t.float() for t in problem(300, 32, 512, 0))
+    for found, exact in (
+        (kernels.select_rows(x, W, b, k=8), REFERENCE.select_rows(x, W, b, k=8)),
+        (kernels.select_largest(x, W, b, k=8), REFERENCE.select_largest(x, W, b, k=8)),
+        (kernels.select_batch(x, W, b, k=8, world=WORLD), REFERENCE.select_batch(x, W, b, k=8, world=WORLD)),
+        (
+            kernels.select_above(x, W, b, threshold=b.abs() + 10),
+            REFERENCE.select_above(x, W, b, threshold=b.abs() + 10),
+        ),
+    ):
+        dense, truth = found.to_dense(512), exact.to_dense(512)
+        assert len(found.values) == pytest.approx(len(exact.values), rel=1e-3)
+        agreed = (dense != 0) & (truth != 0)
+        assert agreed.sum() > 0.999 * len(exact.values)
+        torch.testing.assert_close(dense[agreed], truth[agreed], rtol=1e-5, atol=1e-5)
+
+
+def test_a_bf16_product_keeps_ties_and_nan():
+    kernels = find_kernels("cpu", precision="bf16")
+    x, W, b = problem(40, 5, 64, 0, rounded=True)  # small integers are exact in bf16
+    same(kernels.select_rows(x, W, b, k=4), REFERENCE.select_rows(x, W, b, k=4))
+    W[3] = torch.nan
+    assert kernels.select_rows(x, W, b, k=4).values.isnan().any()
+
+
+def test_bf16_is_chosen_only_where_it_is_named_or_native():
+    assert find_precision("bf16", torch.device("cpu")) == "bf16"
+    assert find_precision("fp32", torch.device("cpu")) == "fp32"
+    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    assert find_precision("auto", torch.device("cpu")) == ("bf16" if native else "fp32")
+    assert find_precision("auto", torch.device("meta")) == "fp32"
 
 
 def test_unknown_kernels_are_refused():

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae.codes import from_dense
-from sae.metrics import Firing, Variance, coherence, is_dead, match
+from sae.metrics import Firing, Segments, Variance, coherence, is_dead, match
 
 
 def rows(seed, n=60, d_in=5, d_sae=8):
@@ -35,6 +35,8 @@ def test_against_numpy():
     residual = (x.numpy() - x_hat.numpy()) ** 2
     assert variance.fvu == pytest.approx(residual.sum() / total.sum(), rel=1e-9)
     assert variance.fvu_per_dimension.numpy() == pytest.approx(residual.sum(0) / total.sum(0), rel=1e-9)
+    about, about_hat = x.numpy() - x.numpy().mean(0), x_hat.numpy() - x.numpy().mean(0)
+    assert variance.shrinkage == pytest.approx(1 - (about_hat**2).sum() / (about * about_hat).sum(), rel=1e-6)
 
 
 @given(cuts=st.lists(st.integers(1, 59), max_size=8), seed=st.integers(0, 100))
@@ -54,6 +56,41 @@ def test_the_split_into_batches_does_not_matter(cuts, seed):
     assert torch.equal(parts[0].counts, whole[0].counts)
     assert parts[0].l0 == whole[0].l0
     assert parts[1].fvu == pytest.approx(whole[1].fvu, rel=1e-9)
+    assert parts[1].shrinkage == pytest.approx(whole[1].shrinkage, rel=1e-6, abs=1e-9)
+
+
+def test_segments_against_numpy_and_blind_to_batches():
+    x, x_hat, z = rows(2)
+    segment = torch.from_numpy(np.random.default_rng(0).integers(-1, 3, 60))
+    whole, parts = Segments(), Segments()
+    whole.update(x, x_hat, from_dense(z), segment=segment)
+    for low, high in pairwise([0, 7, 8, 40, 60]):
+        part = Segments()
+        part.update(x[low:high], x_hat[low:high], from_dense(z[low:high]), segment=segment[low:high])
+        parts.merge(part)
+    mean = x.numpy().mean(0)
+    for measured in (whole.compute(), parts.compute()):
+        assert list(measured) == sorted(set(segment.tolist()))
+        for key, found in measured.items():
+            at = segment.numpy() == key
+            residual = ((x - x_hat).numpy()[at] ** 2).sum()
+            assert found["rows"] == at.sum()
+            assert found["fvu"] == pytest.approx(residual / ((x.numpy()[at] - mean) ** 2).sum(), rel=1e-9)
+            assert found["l0"] == pytest.approx((z.numpy()[at] > 0).sum(1).mean())
+
+
+def test_shrinkage_is_the_share_that_is_missing():
+    x, _, _ = rows(3)
+    for share in (0.0, 0.25, -0.5):
+        variance = Variance()
+        variance.update(x, x.mean(0) + (1 - share) * (x - x.mean(0)))
+        assert variance.shrinkage == pytest.approx(share, abs=1e-6)
+    # a projection leaves variance out and shrinks nothing
+    _, _, V = torch.linalg.svd(x - x.mean(0))
+    projected = Variance()
+    projected.update(x, x.mean(0) + (x - x.mean(0)) @ V[:2].T @ V[:2])
+    assert projected.shrinkage == pytest.approx(0, abs=1e-6)
+    assert projected.fvu > 0.1
 
 
 def test_fvu_of_the_mean_is_one_and_of_constant_data_unknown():
@@ -64,6 +101,8 @@ def test_fvu_of_the_mean_is_one_and_of_constant_data_unknown():
     constant = Variance()
     constant.update(torch.ones(4, 2), torch.ones(4, 2))
     assert np.isnan(constant.fvu)
+    assert constant.fvu_per_dimension.isnan().all()
+    assert np.isnan(constant.shrinkage)
 
 
 def test_matching_finds_a_hidden_permutation():

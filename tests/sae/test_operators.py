@@ -11,6 +11,7 @@ from sae.losses import auxk, reconstruction
 from sae.world import World
 
 WORLD = World()
+CPU = find_kernels("cpu")
 
 
 def parameters(d_in=4, d_sae=9, rows=6, seed=0):
@@ -30,7 +31,7 @@ def rules(kernels):
     }
 
 
-@pytest.mark.parametrize("name", ["cpu", "reference"])
+@pytest.mark.parametrize("name", ["cpu", "portable", "reference"])
 @pytest.mark.parametrize("rule", ["rows", "batch", "above", "all", "none"])
 def test_gradcheck_through_encoder_and_decoder(name, rule):
     kernels = find_kernels(name)
@@ -69,11 +70,12 @@ def dense_auxk(x, x_hat, W_enc, b_enc, W_dec, b_dec, dead, k_aux):
     return min(int(dead.sum()) / k_aux, 1) * (error**2).sum() / (centred**2).sum()
 
 
-@pytest.mark.parametrize(("n_dead", "k_aux"), [(0, 3), (1, 3), (3, 3), (6, 3), (9, 100)])
-def test_auxk_value_and_gradients(n_dead, k_aux):
+@pytest.mark.parametrize("name", ["cpu", "portable", "reference"])
+@pytest.mark.parametrize(("n_dead", "k_aux"), [(0, 3), (1, 3), (3, 3), (6, 3), (9, 1), (9, 100)])
+def test_auxk_value_and_gradients(name, n_dead, k_aux):
     x, W_enc, b_enc, W_dec, b_dec = inputs = parameters()
     dead = torch.arange(9) < n_dead
-    kernels = find_kernels("cpu")
+    kernels = find_kernels(name)
 
     def both(revival):
         codes = operators.encode(x, W_enc, b_enc, b_dec, select=rules(kernels)["rows"], kernels=kernels)
@@ -81,7 +83,9 @@ def test_auxk_value_and_gradients(n_dead, k_aux):
         return reconstruction(x, x_hat, world=WORLD) + 0.5 * revival(x_hat)
 
     own = both(
-        lambda x_hat: auxk(x, x_hat, (W_enc, b_enc, W_dec, b_dec), dead=dead, k_aux=k_aux, world=WORLD)
+        lambda x_hat: auxk(
+            x, x_hat, (W_enc, b_enc, W_dec, b_dec), dead=dead, k_aux=k_aux, kernels=kernels, world=WORLD
+        )
     )
     oracle = both(lambda x_hat: dense_auxk(x, x_hat, W_enc, b_enc, W_dec, b_dec, dead, k_aux))
     torch.testing.assert_close(own, oracle)
@@ -93,7 +97,8 @@ def test_auxk_reaches_dead_features_only_and_those_with_negative_pre_activations
     x, W_enc, b_enc, W_dec, b_dec = parameters()
     dead = torch.arange(9) >= 7
     sunk = (b_enc - 100).detach().requires_grad_()
-    revival = auxk(x, torch.zeros_like(x), (W_enc, sunk, W_dec, b_dec), dead=dead, k_aux=2, world=WORLD)
+    weights = (W_enc, sunk, W_dec, b_dec)
+    revival = auxk(x, torch.zeros_like(x), weights, dead=dead, k_aux=2, kernels=CPU, world=WORLD)
     for g in torch.autograd.grad(revival, [W_enc, sunk, W_dec]):
         touched = g.to_dense() != 0
         touched = touched.any(1) if touched.dim() == 2 else touched
@@ -103,7 +108,8 @@ def test_auxk_reaches_dead_features_only_and_those_with_negative_pre_activations
 def test_auxk_of_a_perfect_reconstruction_is_finite():
     x, W_enc, b_enc, W_dec, b_dec = parameters()
     dead = torch.ones(9, dtype=torch.bool)
-    assert torch.isfinite(auxk(x, x, (W_enc, b_enc * 0, W_dec, b_dec), dead=dead, k_aux=2, world=WORLD))
+    weights = (W_enc, b_enc * 0, W_dec, b_dec)
+    assert torch.isfinite(auxk(x, x, weights, dead=dead, k_aux=2, kernels=CPU, world=WORLD))
 
 
 def test_gradients_repeat_bit_for_bit():
@@ -125,7 +131,7 @@ def test_gradients_repeat_bit_for_bit():
             )
             dead = torch.arange(300) % 7 == 0
             loss = reconstruction(x, x_hat, world=WORLD)
-            loss = loss + auxk(x, x_hat, (W_enc, b_enc, W_dec, b_dec), dead=dead, k_aux=16, world=WORLD)
+            loss = loss + auxk(x, x_hat, tuple(leaves), dead=dead, k_aux=16, kernels=kernels, world=WORLD)
             runs.append(torch.autograd.grad(loss, leaves))
         for other in runs[1:]:
             assert all(torch.equal(a.to_dense(), b.to_dense()) for a, b in zip(runs[0], other, strict=True))

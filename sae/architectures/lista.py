@@ -1,0 +1,63 @@
+"""LISTA: a few steps of iterative shrinkage, unrolled, over a Matryoshka decoder."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Literal, Self
+
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sae import operators
+from sae.base import SAEConfig
+from sae.codes import SparseCodes
+
+from .matryoshka import Matryoshka, check_prefixes
+
+
+class ListaConfig(SAEConfig):
+    """A Matryoshka dictionary whose encoder looks again at what a first code leaves unexplained."""
+
+    kind: Literal["lista"] = "lista"
+    prefixes: tuple[int, ...] | Literal["auto"] = Field("auto")
+    """Sizes of the nested dictionaries, ascending up to d_sae; auto = 1/32, 3/32, 7/32, 15/32 and all of it."""
+    steps: int = Field(1, ge=1)
+    """Looks at the residual after the first code; each costs another encoder product."""
+    step_size: float = Field(0.3, gt=0)
+    """Share of the residual that a look adds to the input; more than 1 overshoots."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_prefixes(self.prefixes, self.d_sae)
+        return self
+
+    def build(self, d_in: int, *, generator: torch.Generator) -> Lista:
+        """Return a freshly initialised LISTA dictionary."""
+        return Lista(self, d_in, prefixes=self.prefixes, generator=generator)
+
+
+class Lista(Matryoshka):
+    """Matryoshka with the encoder x_0 = x, x_{t+1} = x_t + η (x - decode(topk(encode(x_t)))).
+
+    That is iterative shrinkage with the learned W_enc in the place of the decoder's transpose, since adding
+    η W_enc (x - x̂_t) to the pre-activations is adding η (x - x̂_t) to the input; so no pre-activations are
+    kept. Steps before the last keep the k largest of each row, in training and after, so that a row's code
+    depends on no other row; the last selects as BatchTopK does.
+
+    References
+    ----------
+    Gregor and LeCun, ICML 2010; Chanin, "Letting Claude do autonomous research to improve SAEs", 2026, for the
+    step size and for one step over Matryoshka. Deviations: W_enc is shared by the steps, early steps select by
+    row; neither the tilted loss, the falling k nor the sorting by frequency are taken over.
+    """
+
+    config: ListaConfig
+
+    def _encode(self, x: Float[Tensor, "batch d_in"], select: operators.Select) -> SparseCodes:
+        early = partial(self.kernels.select_rows, k=self.config.k)
+        target = x
+        for _ in range(self.config.steps):
+            target = target + self.config.step_size * (x - self.decode(super()._encode(target, early)))
+        return super()._encode(target, select)

@@ -1,0 +1,82 @@
+"""Telling adjacent positions of an entity from others by their codes."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from . import operators
+from .codes import SparseCodes, offsets_of
+from .kernels import Kernels
+from .world import World
+
+
+def adjacent_contrast(
+    codes: SparseCodes,
+    follows: Bool[Tensor, "batch"],
+    *,
+    d_sae: int,
+    pairs_at_once: int,
+    temperature: float,
+    kernels: Kernels,
+    world: World,
+) -> Float[Tensor, ""]:
+    """Return how badly each row's codes pick out those of the row before, and the other way round.
+
+    For the n pairs (a_i, b_i) of a row and the one before it, in blocks of at most `pairs_at_once`, with
+    s_ij = cos(a_i, b_j) / temperature: the mean over i of -½ log softmax_j(s_ij)_i - ½ log softmax_j(s_ji)_i.
+
+    Parameters
+    ----------
+    codes
+        The rows' codes.
+    follows
+        Which rows continue the one before; the first row of a batch has none.
+    d_sae
+        Features that the codes may hold, on this rank.
+    pairs_at_once, temperature
+        As above; a block is dense for as long as it is computed with, not longer.
+    kernels
+        What computes.
+    world
+        Who else computes: `data` ranks contrast their own rows, `feature` ranks add up their parts of s.
+    """
+    rows = follows[1:].nonzero().squeeze(1) + 1
+    total = world.all_reduce(torch.tensor(len(rows), device=rows.device), axis="data")
+    loss = codes.values.new_zeros(())
+    if len(rows) == 0:
+        return loss
+    for block in rows.tensor_split(-(-len(rows) // pairs_at_once)):
+        a, b = pick_rows(codes, block), pick_rows(codes, block - 1)
+        loss = loss + checkpoint(_block_loss, a, b, d_sae, temperature, kernels, world, use_reentrant=False)
+    return loss / total
+
+
+def pick_rows(codes: SparseCodes, rows: Int[Tensor, "n"]) -> SparseCodes:
+    """Return the codes of some rows, in their order."""
+    counts = codes.offsets[rows + 1] - codes.offsets[rows]
+    offsets = offsets_of(counts)
+    shift = (codes.offsets[rows] - offsets[:-1]).repeat_interleave(counts)
+    entries = torch.arange(len(shift), device=rows.device) + shift
+    return SparseCodes(
+        codes.values.index_select(0, entries), codes.features.index_select(0, entries), offsets
+    )
+
+
+def _block_loss(
+    a: SparseCodes, b: SparseCodes, d_sae: int, temperature: float, kernels: Kernels, world: World
+) -> Float[Tensor, ""]:
+    columns = b.to_dense(d_sae).T.contiguous()
+    products = operators.decode(a, columns, columns.new_zeros(b.rows), kernels=kernels)
+    scores = products / (_norms(a, world)[:, None] * _norms(b, world)) / temperature
+    own = torch.arange(a.rows, device=scores.device)
+    forth, back = (F.cross_entropy(s, own, reduction="sum") for s in (scores, scores.T))
+    return (forth + back) / 2
+
+
+def _norms(codes: SparseCodes, world: World) -> Float[Tensor, "rows"]:
+    squares = codes.values.new_zeros(codes.rows).index_add(0, codes.row_ids(), codes.values.square())
+    return world.feature_sum(squares).clamp(min=torch.finfo(squares.dtype).tiny).sqrt()

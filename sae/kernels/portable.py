@@ -1,0 +1,290 @@
+"""Kernels in torch operators for any device: row chunks keep pre-activations small, the rest is sparse."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae.codes import SparseCodes, concatenate, offsets_of
+from sae.world import World
+
+from .explanation import Explanation, explain_densely
+
+ROWS_PER_CHUNK = 512
+"""Rows of pre-activations held at once: 256 to 512 ran fastest from d_sae = 2048 to 24576 (AVX2)."""
+
+CHUNK_ENTRIES = 2**24
+"""Pre-activations held at once at most (64 MiB in fp32), whatever d_sae."""
+
+SAMPLE_ROWS = 32
+"""Rows from which the batch selection guesses its threshold; the guess costs time only, never exactness."""
+
+SPARE = 16
+"""Entries beyond k that a bf16 product proposes: where it rounds its result, most rows tie at the k-th."""
+
+ROUNDING = 2.0**-6
+"""How far below a threshold, relative to it, a bf16 product still proposes an entry."""
+
+DENSE = 1 / 5
+"""Share of all pairs from which on the dense product is cheaper than single dot products."""
+
+
+class PortableKernels:
+    """Training kernels: no `[batch, d_sae]`, no `[batch * k, d_in]`. See `Kernels` for the contract.
+
+    Parameters
+    ----------
+    bf16
+        Whether a product in bf16 proposes the candidates. Their values are computed in the precision of W
+        either way, so rounding decides at most which features compete for the last places.
+    """
+
+    def __init__(self, *, bf16: bool = False) -> None:
+        self.bf16 = bf16
+
+    def select_rows(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        *,
+        k: int,
+    ) -> SparseCodes:
+        """Keep the k largest positive entries of each row of x Wᵀ + b."""
+        return self._select_largest(x, W, b, k, lowest=0.0)
+
+    def select_largest(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        *,
+        k: int,
+    ) -> SparseCodes:
+        """Keep the k largest entries of each row of x Wᵀ + b, whatever their sign."""
+        return self._select_largest(x, W, b, k, lowest=-torch.inf)
+
+    def select_batch(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        *,
+        k: int,
+        world: World,
+    ) -> SparseCodes:
+        """Keep the k · rows largest positive entries of x Wᵀ + b, over the rows of all ranks together.
+
+        Entries above a guessed threshold are collected; if they turn out too few, a lower guess follows.
+        """
+        counts = world.all_gather(torch.tensor(len(x), device=x.device))
+        total = min(k, len(W)) * int(torch.stack(counts).sum())
+        sample = torch.addmm(b, x[:: max(1, len(x) // SAMPLE_ROWS)][:SAMPLE_ROWS], W.T)
+        wanted = 1.5 * k * len(sample)
+        while True:
+            rank = int(min(wanted, sample.numel()))
+            guess = sample.flatten().topk(rank).values[-1] if rank < sample.numel() else sample.new_zeros(())
+            guess = guess.nan_to_num().clamp(min=0)
+            codes = self.select_above(x, W, b, threshold=guess)
+            found = int(world.all_reduce(torch.tensor(len(codes.values), device=x.device)))
+            lowest = float(world.all_reduce(guess, "max"))
+            if found >= total or lowest == 0:
+                return cut(codes, total, world)
+            wanted *= 4
+
+    def select_above(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        *,
+        threshold: Float[Tensor, "..."],
+    ) -> SparseCodes:
+        """Keep the entries of x Wᵀ + b strictly above a threshold >= 0: one for all or one per feature."""
+        if len(W) == 0:
+            return _empty(x)
+        if not self.bf16:
+            return self.exceeding(x, W, b, threshold)
+        exact = self._exact(self.exceeding(x, W, b, threshold * (1 - ROUNDING)), x, W, b)
+        limits = threshold if threshold.ndim == 0 else threshold[exact.features]
+        return _kept(exact, ~(exact.values <= limits))
+
+    def decode(self, codes: SparseCodes, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Return Z W for the codes Z."""
+        return bags(codes.features, codes.offsets, codes.values, W)
+
+    def value_gradients(
+        self, codes: SparseCodes, g: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_sae d_in"]
+    ) -> Float[Tensor, "nnz"]:
+        """Return g[row] · W[feature] for every code: the gradient of Z W with respect to the values of Z."""
+        if len(codes.features) == 0:
+            return g.new_zeros(0)
+        if len(codes.features) > DENSE * codes.rows * len(W):
+            return self.dense_dots(codes, g, W)
+        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward
+        result: Tensor = dots(g.contiguous(), W, codes.features, codes.offsets[:-1], codes.row_ids(), 0, -1)
+        return result
+
+    def weight_gradient(
+        self, codes: SparseCodes, g: Float[Tensor, "batch d_in"], d_sae: int
+    ) -> Float[Tensor, "d_sae d_in"]:
+        """Return Zᵀ g: the gradient of Z W with respect to W, summed by feature in order of rows."""
+        order, rows, starts = self.by_feature(codes, d_sae)
+        return bags(rows, starts, codes.values.index_select(0, order), g)
+
+    def explain(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        residual: Float[Tensor, "batch d_in"],
+        weights: tuple[Tensor, Tensor, Tensor],
+        *,
+        k: int,
+    ) -> Explanation:
+        """Explain a residual by the k largest entries of each row of x W_encᵀ + b_enc, whatever their sign."""
+        return explain_densely(x, residual, weights, kept=partial(self.among_largest, k=k))
+
+    def by_feature(
+        self, codes: SparseCodes, d_sae: int
+    ) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
+        """Return the codes' places by feature, then row; their rows in that order; where each feature starts."""
+        order = codes.features.int().argsort(stable=True)
+        return order, codes.row_ids()[order], offsets_of(codes.features.bincount(minlength=d_sae))
+
+    def leading(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        k: int,
+        lowest: float,
+    ) -> SparseCodes:
+        """Return the k largest entries of each row that exceed `lowest`, by a product that may be in bf16."""
+        return concatenate([self.largest(pre, k, lowest) for pre in self.products(x, W, b)])
+
+    def exceeding(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        threshold: Float[Tensor, "..."],
+    ) -> SparseCodes:
+        """Return the entries strictly above a threshold, by a product that may be in bf16."""
+        return concatenate([self.above(pre, threshold) for pre in self.products(x, W, b)])
+
+    def products(
+        self, x: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_sae d_in"], b: Float[Tensor, "d_sae"]
+    ) -> Iterator[Float[Tensor, "chunk d_sae"]]:
+        """Yield x Wᵀ + b in row chunks, in bf16 where that proposes; each shares its memory with the next."""
+        if self.bf16:
+            x, W, b = x.bfloat16(), W.bfloat16(), b.bfloat16()
+        rows = max(1, min(ROWS_PER_CHUNK, CHUNK_ENTRIES // max(1, len(W))))
+        buffer = x.new_empty(min(rows, len(x)), len(W))
+        for start in range(0, len(x), rows):
+            chunk = x[start : start + rows]
+            yield torch.addmm(b, chunk, W.T, out=buffer[: len(chunk)])
+
+    def largest(self, pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> SparseCodes:
+        """Return the k largest entries of each row that exceed `lowest`; ties go to the lower feature."""
+        values, features = pre.topk(min(k + 1, pre.shape[1]))
+        if k < pre.shape[1]:
+            # topk breaks ties as it likes; one entry more shows whether the k-th had a rival
+            tied = (values[:, k - 1] == values[:, k]) & (values[:, k] > lowest)
+            values, features = values[:, :k], features[:, :k]
+            if tied.any():
+                features = features.contiguous()
+                features[tied] = pre[tied].argsort(dim=1, descending=True, stable=True)[:, :k]
+        features = features.sort(dim=1).values
+        values = pre.gather(1, features)
+        kept = ~(values <= lowest)
+        return SparseCodes(values[kept], features[kept], offsets_of(kept.sum(1)))
+
+    def among_largest(self, pre: Float[Tensor, "chunk d_sae"], k: int) -> Float[Tensor, "chunk d_sae"]:
+        """Return 1 for the k largest entries of each row, else 0; ties go to the lower feature."""
+        if k >= pre.shape[1]:
+            return torch.ones_like(pre)
+        kept = ~(pre < pre.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True))
+        if int(kept.sum()) > k * len(pre):
+            best = pre.argsort(dim=1, descending=True, stable=True)[:, :k]
+            return torch.zeros_like(pre).scatter_(1, best, 1.0)
+        return kept.to(pre.dtype)
+
+    def above(self, pre: Float[Tensor, "chunk d_sae"], threshold: Float[Tensor, "..."]) -> SparseCodes:
+        """Return the entries strictly above a threshold, and NaN; cheap where they are few."""
+        rows, features = (~(pre <= threshold)).nonzero(as_tuple=True)
+        return SparseCodes(pre[rows, features], features, offsets_of(rows.bincount(minlength=len(pre))))
+
+    def dense_dots(
+        self, codes: SparseCodes, g: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_sae d_in"]
+    ) -> Float[Tensor, "nnz"]:
+        """Return g[row] · W[feature] out of the whole products of some rows at a time."""
+        places = codes.row_ids() * len(W) + codes.features
+        parts, chunk = [], max(1, min(ROWS_PER_CHUNK, CHUNK_ENTRIES // len(W)))
+        for start in range(0, codes.rows, chunk):
+            first, last = codes.offsets[[start, min(start + chunk, codes.rows)]].tolist()
+            product = g[start : start + chunk] @ W.T
+            parts.append(product.flatten().index_select(0, places[first:last] - start * len(W)))
+        return torch.cat(parts)
+
+    def _select_largest(self, x: Tensor, W: Tensor, b: Tensor, k: int, *, lowest: float) -> SparseCodes:
+        if len(W) == 0:
+            return _empty(x)
+        k = min(k, len(W))
+        if not self.bf16:
+            return self.leading(x, W, b, k, lowest)
+        # every row gets as many candidates, so that they form a matrix
+        found = self.leading(x, W, b, min(k + SPARE, len(W)), -torch.inf)
+        exact = self._exact(found, x, W, b)
+        chosen = self.largest(exact.values.view(len(x), -1), k, lowest)
+        features = found.features.view(len(x), -1)[chosen.row_ids(), chosen.features]
+        return SparseCodes(chosen.values, features, chosen.offsets)
+
+    def _exact(self, codes: SparseCodes, x: Tensor, W: Tensor, b: Tensor) -> SparseCodes:
+        """Return x Wᵀ + b in full precision at the codes' places."""
+        return codes._replace(values=self.value_gradients(codes, x, W) + b[codes.features])
+
+
+def cut(codes: SparseCodes, total: int, world: World) -> SparseCodes:
+    """Keep the `total` largest codes of all ranks together; ties go to the lower rank, row, feature."""
+    everywhere = world.all_gather(codes.values)
+    values = torch.cat(everywhere)
+    if len(values) <= total:
+        return codes
+    smallest = values.kthvalue(len(values) - total + 1).values
+    above = int((~(values <= smallest)).sum())
+    spent = sum(int((part == smallest).sum()) for part in everywhere[: world.rank])
+    ties = (codes.values == smallest).nonzero().squeeze(1)[: max(0, total - above - spent)]
+    kept = ~(codes.values <= smallest)
+    kept[ties] = True
+    return _kept(codes, kept)
+
+
+_weighted_sum: Callable[..., Tensor] = partial(F.embedding_bag, mode="sum", include_last_offset=True)
+
+
+def bags(
+    members: Int[Tensor, "nnz"],
+    starts: Int[Tensor, "bags_plus_1"],
+    weights: Float[Tensor, "nnz"],
+    rows: Float[Tensor, "n d_in"],
+) -> Float[Tensor, "bags d_in"]:
+    """Return for each bag the weighted sum of its members' rows."""
+    if len(members) == 0:
+        return rows.new_zeros(len(starts) - 1, rows.shape[1])
+    return _weighted_sum(members, rows, starts, per_sample_weights=weights)
+
+
+def _kept(codes: SparseCodes, kept: Tensor) -> SparseCodes:
+    counts = codes.row_ids()[kept].bincount(minlength=codes.rows)
+    return SparseCodes(codes.values[kept], codes.features[kept], offsets_of(counts))
+
+
+def _empty(x: Tensor) -> SparseCodes:
+    """Return the codes of a dictionary without features."""
+    return SparseCodes(
+        x.new_zeros(0), x.new_zeros(0, dtype=torch.int64), x.new_zeros(len(x) + 1, dtype=torch.int64)
+    )

@@ -1,0 +1,165 @@
+"""Nested reconstructions and the kinds made of them against dense autograd, in float64."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import sae.architectures  # noqa: F401 - registers the kinds
+from sae.base import Batch, SAEConfig
+from sae.codes import from_dense
+from sae.config import parse_config
+from sae.errors import ConfigError
+from sae.nested import cut_by_feature, cut_by_rank
+from sae.world import World
+
+WORLD = World()
+
+
+def build(kind, *, d_in, d_sae, k, **options):
+    config = parse_config(SAEConfig, {"kind": kind, "d_sae": d_sae, "k": k, **options}, where="test")
+    sae = config.build(d_in, generator=torch.Generator().manual_seed(0)).double()
+    generator = torch.Generator().manual_seed(1)
+    for p in sae.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=generator, dtype=torch.float64)
+    return sae
+
+
+def draw(rows, d_in, seed=2):
+    return torch.randn(rows, d_in, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def sparse_values(rows, d_sae, seed, *, share=0.4):
+    generator = torch.Generator().manual_seed(seed)
+    # few distinct values, so that many are equal
+    values = torch.randint(1, 4, (rows, d_sae), generator=generator).double()
+    return values * (torch.rand(rows, d_sae, generator=generator) < share)
+
+
+@given(rows=st.integers(1, 6), d_sae=st.integers(1, 12), seed=st.integers(0, 999), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_cuts_keep_every_code_in_the_part_it_belongs_to(rows, d_sae, seed, data):
+    dense = sparse_values(rows, d_sae, seed)
+    inner = data.draw(st.sets(st.integers(0, d_sae), max_size=4))
+    borders = sorted(inner | {d_sae})
+    codes = from_dense(dense)
+    by_feature = cut_by_feature(codes, borders).to_dense(d_sae).view(rows, len(borders), d_sae)
+    by_rank = cut_by_rank(codes, borders, world=WORLD).to_dense(d_sae).view(rows, len(borders), d_sae)
+    for row in range(rows):
+        ranked = sorted((-float(v), j) for j, v in enumerate(dense[row]) if v > 0)
+        for part, (low, high) in enumerate(zip([0, *borders[:-1]], borders, strict=True)):
+            wanted = {j: float(v) for j, v in enumerate(dense[row]) if low <= j < high and v > 0}
+            assert nonzero(by_feature[row, part]) == wanted
+            assert nonzero(by_rank[row, part]) == {j: -v for v, j in ranked[low:high]}
+
+
+def nonzero(row):
+    return {int(j): float(row[j]) for j in row.nonzero()[:, 0]}
+
+
+def dense_codes(sae, x, *, per_row):
+    """What TopK or BatchTopK keeps, by sorting all pre-activations."""
+    pre = (x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
+    if per_row:
+        last = pre.sort(dim=1, descending=True).values[:, min(sae.config.k, pre.shape[1]) - 1][:, None]
+    else:
+        last = pre.flatten().sort(descending=True).values[min(sae.config.k * len(x), pre.numel()) - 1]
+    return pre * ((pre >= last) & (pre > 0))
+
+
+def dense_matryoshka(sae, x, z, prefixes):
+    errors = []
+    for p in prefixes:
+        inside = torch.arange(z.shape[1]) < p
+        errors.append((x - (z * inside) @ sae.W_dec - sae.b_dec).square().sum() / x.numel())
+    return sum(errors) / len(errors)
+
+
+def dense_hierarchy(sae, x, z, budgets):
+    errors = []
+    for budget in budgets:
+        kept = torch.zeros_like(z).scatter(1, z.argsort(dim=1, descending=True)[:, :budget], 1.0)
+        errors.append((x - (z * kept) @ sae.W_dec - sae.b_dec).square().sum() / x.numel())
+    return sum(errors) / len(errors)
+
+
+def same_gradients(sae, loss, oracle):
+    torch.testing.assert_close(loss, oracle)
+    parameters = [p for p in sae.parameters() if p.requires_grad]
+    for a, b in zip(
+        torch.autograd.grad(loss, parameters), torch.autograd.grad(oracle, parameters), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+# (rows, d_in, d_sae, k): odd sizes, one row, k above what is positive, one feature
+SHAPES = [(7, 5, 13, 3), (1, 3, 7, 2), (4, 2, 9, 9), (3, 4, 1, 1)]
+
+
+@pytest.mark.parametrize(("rows", "d_in", "d_sae", "k"), SHAPES)
+def test_matryoshka_is_the_mean_over_dense_prefixes(rows, d_in, d_sae, k):
+    prefixes = sorted({1, d_sae // 2 or 1, d_sae})
+    sae, x = build("matryoshka", d_in=d_in, d_sae=d_sae, k=k, prefixes=prefixes), draw(rows, d_in)
+    losses = sae.losses(Batch(x), dead=torch.zeros(d_sae, dtype=torch.bool), world=WORLD)
+    z = dense_codes(sae, x, per_row=False)
+    same_gradients(sae, losses.total, dense_matryoshka(sae, x, z, prefixes))
+    torch.testing.assert_close(losses.x_hat, z @ sae.W_dec + sae.b_dec)
+    torch.testing.assert_close(losses.parts["mse"], (x - losses.x_hat).square().mean().detach())
+
+
+@pytest.mark.parametrize(("rows", "d_in", "d_sae", "k"), SHAPES)
+def test_hierarchical_topk_is_the_mean_over_dense_budgets(rows, d_in, d_sae, k):
+    sae, x = build("hierarchical_topk", d_in=d_in, d_sae=d_sae, k=k), draw(rows, d_in)
+    losses = sae.losses(Batch(x), dead=torch.zeros(d_sae, dtype=torch.bool), world=WORLD)
+    z = dense_codes(sae, x, per_row=True)
+    same_gradients(sae, losses.total, dense_hierarchy(sae, x, z, sae.budgets))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_lista_is_iterative_shrinkage_on_dense_pre_activations(steps):
+    sae, x = build("lista", d_in=5, d_sae=13, k=3, steps=steps, step_size=0.4, prefixes=[4, 13]), draw(7, 5)
+    losses = sae.losses(Batch(x), dead=torch.zeros(13, dtype=torch.bool), world=WORLD)
+    pre = (x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
+    for _ in range(steps):
+        last = pre.sort(dim=1, descending=True).values[:, 2:3]
+        z = pre * ((pre >= last) & (pre > 0))
+        pre = pre + 0.4 * (x - sae.b_dec - z @ sae.W_dec) @ sae.W_enc.T
+    z = pre * ((pre >= pre.flatten().sort(descending=True).values[20]) & (pre > 0))
+    same_gradients(sae, losses.total, dense_matryoshka(sae, x, z, [4, 13]))
+
+
+def test_one_prefix_is_batch_topk_and_one_budget_is_topk():
+    x, dead = draw(8, 5), torch.arange(13) < 4
+    for kind, plain, options in (
+        ("matryoshka", "batch_topk", {"prefixes": [13]}),
+        ("hierarchical_topk", "topk", {"budgets": [3]}),
+    ):
+        losses = [
+            build(name, d_in=5, d_sae=13, k=3, k_aux=2, **given).losses(Batch(x), dead=dead, world=WORLD)
+            for name, given in ((kind, options), (plain, {}))
+        ]
+        torch.testing.assert_close(losses[0].total, losses[1].total)
+
+
+def test_features_of_a_later_prefix_learn_nothing_from_an_earlier_one():
+    sae, x = build("matryoshka", d_in=5, d_sae=12, k=4, prefixes=[6, 12]), draw(20, 5)
+    losses = sae.losses(Batch(x), dead=torch.zeros(12, dtype=torch.bool), world=WORLD)
+    last = (x - sae.decode(sae._compete(x, WORLD))).square().mean() / 2
+    (whole,), (outer,) = (torch.autograd.grad(loss, [sae.W_dec]) for loss in (losses.total, last))
+    torch.testing.assert_close(whole[6:], outer[6:])
+    assert not torch.allclose(whole[:6], outer[:6])
+
+
+def test_defaults_and_refusals():
+    assert build("matryoshka", d_in=4, d_sae=768, k=2).prefixes == (24, 72, 168, 360, 768)
+    assert build("matryoshka", d_in=4, d_sae=1, k=1).prefixes == (1,)
+    assert build("hierarchical_topk", d_in=4, d_sae=40, k=12).budgets == (1, 2, 4, 8, 12)
+    assert build("hierarchical_topk", d_in=4, d_sae=40, k=8).budgets == (1, 2, 4, 8)
+    assert build("hierarchical_topk", d_in=4, d_sae=40, k=1).budgets == (1,)
+    for kind in ("matryoshka", "lista"):
+        for wrong in ([], [0, 40], [20, 10, 40], [10, 10, 40], [10, 20], [10, 50]):
+            with pytest.raises(ConfigError, match="prefixes have to ascend"):
+                build(kind, d_in=4, d_sae=40, k=8, prefixes=wrong)
+    for wrong in ([], [0, 8], [4, 2, 8], [4], [9]):
+        with pytest.raises(ConfigError, match="budgets have to ascend"):
+            build("hierarchical_topk", d_in=4, d_sae=40, k=8, budgets=wrong)

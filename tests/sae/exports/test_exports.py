@@ -1,0 +1,157 @@
+"""What every export promises, for every kind that it can express; the libraries themselves speak in tests/peers."""
+
+import json
+
+import pytest
+import torch
+
+from sae.base import SAEConfig
+from sae.config import parse_config
+from sae.errors import CheckpointError, ConfigError
+from sae.exports import FORMATS, Origin, export, load
+from sae.exports.plain import rule_of
+from sae.folding import fold
+
+D_IN, D_SAE, K = 12, 40, 4
+KINDS = sorted(SAEConfig.kinds)
+ORIGIN = Origin("credit_transformer", "layers.2", 24)
+
+
+def build(kind, seed=0):
+    config = parse_config(SAEConfig, {"kind": kind, "d_sae": D_SAE, "k": K}, where="test")
+    generator = torch.Generator().manual_seed(seed)
+    sae = config.build(D_IN, generator=generator)
+    with torch.no_grad():
+        for name, value in (*sae.named_parameters(), *sae.named_buffers()):
+            noise = 0.1 * torch.randn(value.shape, generator=generator)
+            value.add_(noise.abs() if name == "threshold" else noise)
+    return fold(sae, torch.randn(D_IN, generator=generator) * 10, 7.5)
+
+
+def rows(n=300):
+    return 30 * torch.randn(n, D_IN, generator=torch.Generator().manual_seed(9))
+
+
+@pytest.mark.parametrize("format_", sorted(FORMATS))
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_written_is_read_back_with_the_same_codes(kind, format_, tmp_path):
+    sae, x = build(kind), rows()
+    expressible = {"native": True, "sparsify": rule_of(sae) == "topk"}.get(format_, rule_of(sae) is not None)
+    if not expressible:
+        with pytest.raises(CheckpointError, match=rf"kind {kind}\n.*\n  do: "):
+            export(sae, tmp_path / "out", format_, origin=ORIGIN)
+        return
+    export(sae, tmp_path / "out", format_, origin=ORIGIN)
+    back = load(tmp_path / "out")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(FORMATS[format_].files)
+    assert back.folded
+    assert rule_of(back) == rule_of(sae)
+    ours, theirs = sae.encode(x), back.encode(x)
+    assert len(ours.values) > 0
+    torch.testing.assert_close(ours.to_dense(D_SAE), theirs.to_dense(D_SAE), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(sae.decode(ours), back.decode(theirs), rtol=1e-5, atol=1e-4)
+
+
+def test_what_formats_express():
+    rules = {kind: rule_of(build(kind)) for kind in KINDS}
+    assert rules["topk"] == "topk"
+    assert rules["batch_topk"] == "threshold"
+
+
+@pytest.mark.parametrize("format_", sorted(FORMATS))
+def test_an_export_takes_the_place_of_an_export_only(format_, tmp_path):
+    export(build("topk"), tmp_path, format_, origin=ORIGIN)
+    second = build("topk", seed=1)
+    export(second, tmp_path, format_, origin=ORIGIN)
+    assert torch.equal(load(tmp_path).b_dec, second.b_dec)
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ConfigError, match=r"notes\.txt"):
+        export(second, tmp_path, format_, origin=ORIGIN)
+    with pytest.raises(ConfigError, match="a file"):
+        export(second, tmp_path / "notes.txt", format_, origin=ORIGIN)
+
+
+def test_origin_is_kept_in_each_librarys_words(tmp_path):
+    sae = build("batch_topk")
+    export(sae, tmp_path / "a", "saelens", origin=ORIGIN)
+    cfg = json.loads((tmp_path / "a" / "cfg.json").read_text())
+    assert cfg["architecture"] == "jumprelu" and (cfg["d_in"], cfg["d_sae"]) == (D_IN, D_SAE)
+    assert cfg["metadata"]["hook_name"] == "layers.2" and cfg["metadata"]["context_size"] == 24
+    export(sae, tmp_path / "b", "dictionary_learning", origin=ORIGIN)
+    trainer = json.loads((tmp_path / "b" / "config.json").read_text())["trainer"]
+    assert trainer["dict_class"] == "BatchTopKSAE" and trainer["k"] == K
+    assert trainer["layer"] == 2 and trainer["lm_name"] == "credit_transformer"
+    export(build("topk"), tmp_path / "c", "sparsify", origin=Origin())
+    assert json.loads((tmp_path / "c" / "cfg.json").read_text())["num_latents"] == D_SAE
+
+
+def test_dictionary_learning_weights_hold_tensors_only(tmp_path):
+    export(build("topk"), tmp_path, "dictionary_learning", origin=ORIGIN)
+    state = torch.load(tmp_path / "ae.pt", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def test_a_pickle_that_would_run_code_is_refused(tmp_path):
+    class Trap:
+        def __reduce__(self):
+            return (tmp_path.joinpath("ran").touch, ())
+
+    export(build("topk"), tmp_path / "out", "dictionary_learning", origin=ORIGIN)
+    torch.save({"encoder.weight": Trap()}, tmp_path / "out" / "ae.pt")
+    with pytest.raises(CheckpointError, match=r"ae\.pt"):
+        load(tmp_path / "out")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_is_no_dictionary_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no dictionary of a known format"):
+        load(tmp_path)
+    with pytest.raises(ConfigError, match="onnx"):
+        load(tmp_path, "onnx")
+    raw = parse_config(SAEConfig, {"kind": "topk", "d_sae": 8, "k": 2}, where="test").build(
+        4, generator=torch.Generator()
+    )
+    with pytest.raises(CheckpointError, match="scaled"):
+        export(raw, tmp_path, "saelens", origin=ORIGIN)
+    export(build("topk"), tmp_path, "saelens", origin=ORIGIN)
+    export(build("topk"), tmp_path / "x", "sparsify", origin=ORIGIN)
+    (tmp_path / "x" / "sae.safetensors").rename(tmp_path / "sae.safetensors")
+    with pytest.raises(CheckpointError, match="several formats"):
+        load(tmp_path)
+    assert load(tmp_path, "saelens").config.kind == "topk"
+
+
+@pytest.mark.parametrize(
+    ("format_", "change", "says"),
+    [
+        ("saelens", {"normalize_activations": "layer_norm"}, "normalises every row"),
+        ("saelens", {"architecture": "transcoder"}, "transcoder"),
+        ("saelens", {"k": None}, "damaged"),
+        ("sparsify", {"transcode": True}, "transcode"),
+        ("sparsify", {"skip_connection": True}, "skip_connection"),
+        ("sparsify", {"activation": "groupmax"}, "groupmax"),
+        ("sparsify", {"k": "many"}, "'many'"),
+        ("dictionary_learning", {"trainer": {"dict_class": "CrossCoder"}}, "CrossCoder"),
+        ("dictionary_learning", {"trainer": None}, "dict_class None"),
+    ],
+)
+def test_what_cannot_be_expressed_here_is_refused(format_, change, says, tmp_path):
+    export(build("topk"), tmp_path, format_, origin=ORIGIN)
+    path = tmp_path / FORMATS[format_].files[0]
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(CheckpointError, match=says):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("format_", sorted(FORMATS))
+def test_damage_is_found(format_, tmp_path):
+    export(build("topk"), tmp_path, format_, origin=ORIGIN)
+    settings, weights = (tmp_path / name for name in FORMATS[format_].files)
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=weights.name):
+        load(tmp_path)
+    weights.write_bytes(whole)
+    settings.write_text("{")
+    with pytest.raises(CheckpointError, match=settings.name):
+        load(tmp_path)
