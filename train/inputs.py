@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae.base import Batch
+from sae.world import World
+
 
 @runtime_checkable
 class LoadedRows(Protocol):
@@ -18,6 +21,14 @@ class LoadedRows(Protocol):
     @property
     def x(self) -> Tensor:
         """Raw activations [batch, d_in], float32."""
+
+    @property
+    def entity(self) -> Tensor | None:
+        """Whom each row is about, where runs of rows are kept together."""
+
+    @property
+    def position(self) -> Tensor | None:
+        """Where in its entity's sequence each row is."""
 
 
 @runtime_checkable
@@ -54,16 +65,33 @@ class Inputs:
     mean: Float[Tensor, "d_in"]
     scale: float
 
-    def next(self) -> Float[Tensor, "batch d_in"]:
-        """Return the next scaled batch."""
-        return (self.loader.next_batch().x - self.mean) / self.scale
+    def next(self) -> Batch:
+        """Return the next batch, scaled."""
+        rows = self.loader.next_batch()
+        x = (rows.x - self.mean) / self.scale
+        if rows.entity is None or rows.position is None:
+            return Batch(x)
+        follows = torch.zeros(len(x), dtype=torch.bool)
+        follows[1:] = (rows.entity.diff() == 0) & (rows.position.diff() == 1)
+        return Batch(x, follows.to(x.device))
 
-    def peek(self, rows: int) -> Float[Tensor, "rows d_in"]:
-        """Return at least `rows` rows that the next steps will see, and go back."""
+    def peek(self) -> Batch:
+        """Return the batch that the next step will see, and go back."""
         position, waited = self.loader.state_dict(), self.loader.wait_seconds
-        batches = [self.next()]
+        batch = self.next()
+        self.loader.load_state_dict(position)
+        self.loader.wait_seconds = waited
+        return batch
+
+    def sample(self, rows: int, world: World) -> Float[Tensor, "rows d_in"]:
+        """Return the next global batches, at least `rows` rows of them, the same on all ranks, and go back."""
+        position, waited = self.loader.state_dict(), self.loader.wait_seconds
+        batches = [self._global(world)]
         while len(batches) * len(batches[0]) < rows:
-            batches.append(self.next())
+            batches.append(self._global(world))
         self.loader.load_state_dict(position)
         self.loader.wait_seconds = waited
         return torch.cat(batches)
+
+    def _global(self, world: World) -> Float[Tensor, "batch d_in"]:
+        return torch.cat(world.all_gather(self.next().x, axis="data"))

@@ -1,17 +1,29 @@
-"""SIGINT and SIGTERM as a question to ask between steps."""
+"""SIGINT and SIGTERM as a question to ask between steps, answered by all ranks alike."""
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+
+from sae.world import World
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+ECHO = 3.0
+"""Seconds after the first signal in which others mean the same."""
 
 
 class Interrupt:
-    """Notes the first SIGINT or SIGTERM while open; a second one acts as if it were not there.
+    """Notes the first SIGINT or SIGTERM while open; a later one acts as if this were not there.
+
+    Launchers pass on what the terminal or the scheduler sent to every process already, so what comes within
+    three seconds of the first is the same request.
 
     Outside the main thread, where Python sets no handlers, it never notes anything.
 
@@ -23,6 +35,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._since = math.inf
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interrupt:
@@ -36,8 +49,16 @@ class Interrupt:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        self._restore()
+        if self.signal is None:
+            self.signal, self._since = number, time.monotonic()
+        elif time.monotonic() - self._since > ECHO:
+            self._restore()
+            signal.raise_signal(number)
+
+    def agreed(self, world: World) -> int | None:
+        """Return the signal that any rank has noted, the same on all; every rank asks after the same steps."""
+        noted = torch.tensor(self.signal or 0, device=world.device)
+        return int(world.all_reduce(noted, "max")) or None
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

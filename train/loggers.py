@@ -71,7 +71,12 @@ class WandbLogger:
 
             folder.mkdir(parents=True, exist_ok=True)
             self._run = wandb.init(
-                project=config.project, mode=config.mode, dir=str(folder), config=dict(settings)
+                project=config.project,
+                mode=config.mode,
+                dir=str(folder),
+                config=dict(settings),
+                # the dictionaries of a sweep are runs of their own
+                reinit="create_new",
             )
         except Exception as error:  # whatever it raises, training goes on
             self._give_up(error)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field
 
+from activations_cache.loader import LoaderConfig
 from sae.base import SAEConfig
 from sae.config import Config
 from sae.errors import ConfigError
+from sae.world import TIMEOUT, World
 
 Auto = Literal["auto"]
 
@@ -24,6 +26,9 @@ SILENT_CHANCES = 100
 """A feature is dead once it could have fired this often at the average rate and did not."""
 
 
+_WITHOUT_EFFECT = {"mesh", "checkpoint_every", "log_every", "wandb"}
+
+
 class WandbConfig(Config):
     """Where Weights & Biases gets the metrics; they are written to metrics.jsonl in any case."""
 
@@ -31,6 +36,34 @@ class WandbConfig(Config):
     """Project that the run belongs to."""
     mode: Literal["offline", "online"] = "offline"
     """offline writes files to upload later and needs no network."""
+
+
+class MeshConfig(Config):
+    """How the processes that torchrun starts share one training; it does not change what is learned."""
+
+    data: int = Field(default=-1, ge=-1)
+    """Processes that see different rows; -1 = as many as there are, divided by `feature`."""
+    feature: int = Field(default=1, gt=0)
+    """Processes over which the features are spread; it divides d_sae. 2 or more where one GPU holds too little."""
+    timeout: float = Field(default=TIMEOUT, gt=0)
+    """Seconds that a process waits for the others before it fails, naming the call that is stuck."""
+
+    def world(self, device: str) -> World:
+        """Return the processes laid out on the mesh.
+
+        Raises
+        ------
+        ConfigError
+            The number of processes is not data * feature, or the device is absent.
+        """
+        world = World.from_env(device, feature=self.feature, timeout=self.timeout)
+        if self.data not in (-1, world.axes["data"]) or self.feature != world.axes["feature"]:
+            raise ConfigError(
+                "the processes do not fill the mesh",
+                got=f"{world.size} processes, train.mesh.data={self.data}, train.mesh.feature={self.feature}",
+                do="start data * feature processes with torchrun, or leave train.mesh.data at -1",
+            )
+        return world
 
 
 class TrainConfig(Config):
@@ -48,14 +81,27 @@ class TrainConfig(Config):
     """Share of the steps over which the learning rate rises from 0."""
     decay: float = Field(0.2, ge=0, le=1)
     """Share of the steps, at the end, over which the learning rate falls to 0."""
+    clip_norm: float | None = Field(None, gt=0)
+    """Largest norm of the gradient of all parameters; absent = not limited, for Adam's steps are already."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """What the encoder's product finds codes in; their values are fp32. auto = bf16 where the processor has it."""
     dead_after_rows: int | Auto = Field("auto")
     """Silent rows after which a feature is dead; auto = 100 d_sae / k, at most a tenth of the rows."""
     checkpoint_every: int = Field(1000, gt=0)
     """Steps between checkpoints; an interrupted run continues from its last one."""
     log_every: int = Field(50, gt=0)
     """Steps between lines of metrics.jsonl."""
+    loader: LoaderConfig = LoaderConfig()
+    """How rows are read: memory, threads, and whether long histories may dominate."""
+    mesh: MeshConfig = MeshConfig()
+    """How processes share the work; one process needs none of it."""
     wandb: WandbConfig | None = None
     """Weights & Biases; absent = not used."""
+
+    def what_is_learned(self) -> dict[str, Any]:
+        """Return the settings that the weights depend on: all but who computes, and what is written down."""
+        settings = {name: value for name, value in self.to_dict().items() if name not in _WITHOUT_EFFECT}
+        return {**settings, "loader": {k: v for k, v in settings["loader"].items() if k != "threads"}}
 
 
 @dataclass(frozen=True)
@@ -72,6 +118,8 @@ class Plan:
         Length of the two ramps.
     dead_after_rows
         Silent rows after which a feature is dead.
+    clip_norm
+        Largest norm of the gradient, or None.
     """
 
     rows: int
@@ -81,6 +129,7 @@ class Plan:
     warmup_steps: int
     decay_steps: int
     dead_after_rows: int
+    clip_norm: float | None = None
 
 
 def make_plan(config: TrainConfig, sae: SAEConfig) -> Plan:
@@ -120,6 +169,7 @@ def make_plan(config: TrainConfig, sae: SAEConfig) -> Plan:
         warmup_steps=round(config.warmup * steps),
         decay_steps=round(config.decay * steps),
         dead_after_rows=silent if config.dead_after_rows == "auto" else config.dead_after_rows,
+        clip_norm=config.clip_norm,
     )
 
 

@@ -20,11 +20,11 @@ class TrainState:
     Attributes
     ----------
     silent_rows : Int[Tensor, "d_sae"]
-        Global rows since each feature last fired, counted to the end of the batch it fired in.
+        Global rows since each of this shard's features last fired, to the end of the batch it fired in.
     step : int
         Steps done.
     rows : int
-        Rows seen, over all ranks.
+        Rows of the global batches seen.
     """
 
     silent_rows: Int[Tensor, "d_sae"]
@@ -42,8 +42,9 @@ class TrainState:
 
     def advance(self, codes: SparseCodes, world: World) -> None:
         """Count one step."""
-        rows = int(world.all_reduce(torch.tensor(codes.rows, device=self.silent_rows.device)))
-        fired = world.all_reduce(codes.features.bincount(minlength=len(self.silent_rows)).clamp(max=1), "max")
+        rows = int(world.all_reduce(torch.tensor(codes.rows, device=self.silent_rows.device), axis="data"))
+        fired = codes.features.bincount(minlength=len(self.silent_rows)).clamp(max=1)
+        fired = world.all_reduce(fired, "max", axis="data")
         self.silent_rows = torch.where(fired > 0, 0, self.silent_rows + rows)
         self.rows += rows
         self.step += 1

@@ -1,6 +1,7 @@
 """Run the benchmarks that need no finished run: `make bench`.
 
-`python -m tests.benchmarks.planted RUN` and `python -m tests.benchmarks.oracle RUN` score finished runs.
+`python -m tests.benchmarks.planted RUN` and `python -m tests.benchmarks.oracle RUN` score finished runs;
+`python -m tests.benchmarks.architectures RUN` trains every kind of dictionary on the activations of one.
 """
 
 import runpy

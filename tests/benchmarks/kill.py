@@ -1,8 +1,9 @@
 """Twenty kill -9 at random times among four processes that harvest one store; then every row is checked.
 
-    python -m tests.benchmarks.kill [--kills 20] [--entities 4000] [--seed 0] [--folder DIR]
+    python -m tests.benchmarks.kill [--kills 20] [--entities 40000] [--seed 0] [--folder DIR]
 
-A killed process is replaced by a new one of the same rank; the list of rows is known without the store.
+A killed process is replaced by a new one of the same rank. They take their time until the last kill, when all are
+killed and replaced by ones that do not. The list of rows is known without the store.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ WRITERS = 4
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--entities", type=int, default=4000)
+    parser.add_argument("--entities", type=int, default=40000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, default=None)
     args = parser.parse_args()
@@ -30,8 +31,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         path = Path(name) / "a.zarr"
 
-        def begin(rank: int):
-            child = start(path, rank, WRITERS, n=args.entities, pause=0.2)
+        def begin(rank: int, pause: float = 0.1):
+            child = start(path, rank, WRITERS, n=args.entities, pause=pause)
             child.stdin.write("\n")
             child.stdin.flush()
             return child
@@ -47,12 +48,16 @@ def main() -> None:
             kills += 1
             children[rank] = begin(rank)
         for child in children:
+            child.send_signal(signal.SIGKILL)
+            child.communicate()
+        children = [begin(rank, pause=0.0) for rank in range(WRITERS)]
+        for child in children:
             assert child.communicate()[1] == "" and child.returncode == 0
         store = check(path, args.entities)
         assert not list(path.rglob("*.partial"))
         seconds = time.perf_counter() - began
         print(
-            f"{kills} kill -9, {WRITERS} writers, {store.n_rows:,} rows: 0 lost, 0 doubled; {seconds:.0f} s"
+            f"{kills + WRITERS} kill -9, {WRITERS} writers, {store.n_rows:,} rows: 0 lost, 0 doubled; {seconds:.0f} s"
         )
 
 

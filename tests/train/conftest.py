@@ -1,86 +1,15 @@
-"""Rows made of known directions, a loader over rows in memory, and runs over both."""
+"""Rows made of known directions, and runs over them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-import sae.architectures  # noqa: F401 - registers the kinds
-from sae.base import SAEConfig
-from sae.config import parse_config
-from sae.world import World
-from train.inputs import Inputs
-from train.plan import TrainConfig, make_plan
+from tests.train.runs import Planted, make_trainer, plant
 from train.trainer import Trainer
-
-
-class Planted(NamedTuple):
-    """Rows [rows, d_in] that are sparse sums of unit directions [features, d_in]."""
-
-    x: Tensor
-    directions: Tensor
-
-
-def plant(rows: int, *, d_in: int = 128, features: int = 768, l0: float = 10, seed: int = 0) -> Planted:
-    """Draw unit directions, let each fire at rate l0 / features with size 1 ± 0.3, add a mean."""
-    rng = np.random.default_rng(seed)
-    directions = rng.standard_normal((features, d_in))
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
-    x = np.empty((rows, d_in), np.float32)
-    for start in range(0, rows, 10_000):
-        n = min(10_000, rows - start)
-        sizes = np.abs(1 + 0.3 * rng.standard_normal((n, features)))
-        x[start : start + n] = (sizes * (rng.random((n, features)) < l0 / features)) @ directions
-    return Planted(
-        torch.from_numpy(x + rng.standard_normal(d_in).astype(np.float32)), torch.from_numpy(directions)
-    )
-
-
-class Rows(NamedTuple):
-    x: Tensor
-
-
-class MemoryLoader:
-    """Serves shuffled rows from memory without end, and goes to any position at once."""
-
-    def __init__(self, x: Tensor, *, batch_size: int, seed: int = 0) -> None:
-        self.x, self.batch_size, self.seed = x, batch_size, seed
-        self.batch, self.wait_seconds = 0, 0.0
-        self._epoch, self._order = -1, torch.empty(0)
-
-    def next_batch(self) -> Rows:
-        per_epoch = len(self.x) // self.batch_size
-        epoch, at = divmod(self.batch, per_epoch)
-        if epoch != self._epoch:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._order, self._epoch = torch.randperm(len(self.x), generator=generator), epoch
-        self.batch += 1
-        return Rows(self.x[self._order[at * self.batch_size : (at + 1) * self.batch_size]])
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"batch": self.batch}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.batch = state["batch"]
-
-
-def make_trainer(
-    planted: Planted, work: Path, *, sae: Mapping[str, Any], seed: int = 0, **train: Any
-) -> Trainer:
-    config = parse_config(SAEConfig, dict(sae), where="test")
-    settings = parse_config(TrainConfig, train, where="test")
-    plan = make_plan(settings, config)
-    mean = planted.x.double().mean(0).float()
-    scale = float((planted.x - mean).double().square().mean().sqrt())
-    inputs = Inputs(MemoryLoader(planted.x, batch_size=plan.batch_size, seed=seed), mean, scale)
-    dictionary = config.build(planted.x.shape[1], generator=torch.Generator().manual_seed(seed))
-    return Trainer(dictionary, inputs, plan, settings, work=work, provenance={"seed": seed}, world=World())
 
 
 @pytest.fixture(scope="session")

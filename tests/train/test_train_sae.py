@@ -15,7 +15,8 @@ from sae.errors import CheckpointError, StoreError
 from sae.metrics import match
 from sae.world import World
 from train.evaluate import evaluate_dictionary
-from train.trainer import TrainConfig, train_sae
+from train.plan import TrainConfig
+from train.run import train_sae
 
 HOOK = "layers.1"
 CONFIG = parse_config(SAEConfig, {"kind": "batch_topk", "d_sae": 64, "k": 2}, where="test")

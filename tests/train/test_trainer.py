@@ -13,10 +13,12 @@ from sae.codes import from_dense
 from sae.errors import CheckpointError
 from sae.metrics import match
 from sae.world import World
-from train.checkpoint import checkpoints
+from train.checkpoint import complete
 from train.inputs import Inputs
+from train.plan import TrainConfig
+from train.run import choose_hook
 from train.state import TrainState
-from train.trainer import TrainConfig, TrainingError, choose_hook
+from train.trainer import TrainingError
 
 SAE = {"kind": "batch_topk", "d_sae": 40, "k": 3, "k_aux": 4}
 RUN = {"batch_size": 32, "rows": 32 * 60, "dead_after_rows": 200, "checkpoint_every": 25, "log_every": 10}
@@ -60,7 +62,8 @@ def test_a_run_continued_from_a_checkpoint_has_the_bits_of_one_that_was_not_inte
     broken = trainer(small, tmp_path / "broken", sae=sae, **RUN)
     with pytest.raises(StopError):
         broken.fit(stop_at(40))
-    assert [p.name for p in checkpoints(tmp_path / "broken" / "checkpoints")] == ["step-0000000025"]
+    broken.checkpoints.finish()
+    assert [p.name for p in complete(tmp_path / "broken" / "checkpoints")] == ["step-0000000025"]
     again = trainer(small, tmp_path / "broken", sae=sae, **RUN)
     again.fit()
     assert again.state.step == whole.state.step == 60
@@ -92,7 +95,7 @@ def test_logging_and_checkpoints_change_no_bit(small, trainer, tmp_path, monkeyp
     b.fit()
     assert_same_bits(a, b)
     assert len((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()) == 60
-    assert len(checkpoints(tmp_path / "a" / "checkpoints")) == 2
+    assert len(complete(tmp_path / "a" / "checkpoints")) == 2
 
 
 def raises(*_, **__):
@@ -113,7 +116,8 @@ def test_a_wandb_that_cannot_start_is_left_alone(small, trainer, tmp_path, monke
 
 def test_dead_counters_count_global_rows():
     class TwoRanks(World):
-        def all_reduce(self, value, op="sum"):
+        def all_reduce(self, value, op="sum", *, axis=None):
+            assert axis == "data"
             other = torch.tensor(5) if value.dim() == 0 else torch.tensor([0, 0, 1])
             return value + other if op == "sum" else torch.maximum(value, other)
 
@@ -140,7 +144,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_and_a_checkpoint(small, 
     run.inputs.loader.next_batch = poisoned
     with pytest.raises(TrainingError, match=r"step 30 is not finite[\s\S]*rows \[3\]"):
         run.fit()
-    assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-0000000030"
+    assert complete(tmp_path / "checkpoints")[-1].name == "step-0000000030"
     assert all(torch.isfinite(p).all() for p in run.sae.parameters())
     again = trainer(small, tmp_path, sae=SAE, **RUN)
     again.fit()
@@ -162,7 +166,7 @@ def test_a_signal_ends_after_the_step_with_a_checkpoint(number, small, trainer, 
         run.fit(interrupt)
     assert caught.value.args == (number,)
     assert signal.getsignal(number) is before
-    assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-0000000020"
+    assert complete(tmp_path / "checkpoints")[-1].name == "step-0000000020"
     again = trainer(small, tmp_path, sae=SAE, **RUN)
     again.fit()
     whole = trainer(small, tmp_path / "whole", sae=SAE, **RUN)
@@ -174,7 +178,7 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(small, trainer,
     trainer(small, tmp_path, sae=SAE, **RUN).fit()
     with pytest.raises(CheckpointError, match=r"another run[\s\S]*plan"):
         trainer(small, tmp_path, sae=SAE, **{**RUN, "lr": 1e-4}).fit()
-    tensors = checkpoints(tmp_path / "checkpoints")[-1] / "state.safetensors"
+    tensors = complete(tmp_path / "checkpoints")[-1] / "shard-00000-of-00001.safetensors"
     content = bytearray(tensors.read_bytes())
     content[-1] ^= 1
     tensors.write_bytes(content)

@@ -1,0 +1,163 @@
+"""What the planner foretells, against closed forms, counted traffic, and a real training's memory."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import sae.architectures  # noqa: F401 - registers the kinds
+from sae.base import SAEConfig
+from sae.config import parse_config
+from sae.errors import ConfigError
+from tests.distributed.pool import Pool
+from tests.train.runs import make_trainer, plant
+from train.machines import GPUS, probe
+from train.plan import TrainConfig
+from train.planner import Job, Mesh, choose, describe, estimate, layouts, smallest
+
+ROOT = Path(__file__).parents[2]
+D_IN, D_SAE, K, BATCH = 12, 48, 3, 32
+
+
+def job(*, d_in: int = 4096, kind: str = "topk", **train: object) -> Job:
+    sae = parse_config(SAEConfig, {"kind": kind, "d_sae": 2**20, "k": 64}, where="test")
+    given = {"rows": 10**9, "batch_size": 8192, **train}
+    return describe(sae, parse_config(TrainConfig, given, where="test"), d_in=d_in)
+
+
+def test_a_million_features_are_shared_out_without_being_made():
+    found = estimate(job(), Mesh(2, 32), GPUS["h200"])
+    shard = 4 * (2 * 2**15 * 4096 + 2**15 + 4096)
+    assert found.device["gradients"] == shard
+    assert found.device["Adam's moments"] == 2 * shard
+    assert found.device["parameters"] == pytest.approx(shard, rel=1e-3)
+    assert found.host["checkpoint copy"] == pytest.approx(3 * shard, rel=1e-3)
+    # the whole dictionary is built on every rank and saved by the first
+    assert found.start > 4 * 2 * 2**20 * 4096
+
+
+def test_a_frozen_decoder_has_no_gradient_and_no_moments():
+    usual, frozen = (
+        estimate(job(kind=kind), Mesh(1, 32), GPUS["h200"]) for kind in ("topk", "frozen_decoder")
+    )
+    assert frozen.device["gradients"] < 0.51 * usual.device["gradients"]
+    assert frozen.device["parameters"] == pytest.approx(usual.device["parameters"])
+
+
+def test_the_chosen_mesh_is_the_quickest_that_fits_and_can_be_laid_out():
+    chosen, weighed = choose(job(d_in=1024), GPUS["h200"], 64)
+    assert chosen.fits and chosen.mesh.ranks == 64
+    assert {found.mesh.data for found in weighed} == {1, 2, 4, 8, 16}, "16 lanes share out no further"
+    assert all(chosen.step_seconds <= found.step_seconds for found in weighed if found.fits)
+    wide = job(loader={"lanes": 64})
+    assert max(mesh.data for mesh in layouts(wide, 64)) == 64
+
+
+def test_what_cannot_fit_is_refused_with_the_smallest_mesh_that_does():
+    wide, machine = job(), replace(GPUS["h100"], host_memory=1e12)
+    least = smallest(wide, machine)
+    assert least is not None and estimate(wide, least, machine).fits
+    smaller = [mesh for ranks in range(1, least.ranks) for mesh in layouts(wide, ranks)]
+    assert smaller and not any(estimate(wide, mesh, machine).fits for mesh in smaller)
+    with pytest.raises(ConfigError, match=f"data {least.data} x feature {least.feature} is the smallest"):
+        choose(wide, machine, 1)
+    with pytest.raises(ConfigError, match="no mesh of 7 ranks"):
+        choose(wide, machine, 7)
+    with pytest.raises(ConfigError, match="no mesh holds it"):
+        choose(wide, replace(machine, host_memory=1e9), 8)
+
+
+def test_links_are_those_of_the_host_until_the_mesh_leaves_it():
+    inside, outside = (estimate(job(d_in=1024), Mesh(d, 4), GPUS["h100"]) for d in (2, 4))
+    assert inside.sent["data"] / inside.seconds["data axis"] == pytest.approx(GPUS["h100"].local)
+    assert outside.sent["data"] / outside.seconds["data axis"] == pytest.approx(GPUS["h100"].remote)
+    assert outside.sent["feature"] / outside.seconds["feature axis"] == pytest.approx(GPUS["h100"].local)
+
+
+def test_the_probe_measures_and_says_what_it_assumes():
+    machine = probe(torch.device("cpu"), ranks=2)
+    assert 1e8 < machine.matmul < 1e15 and 1e8 < machine.bandwidth < 1e13
+    assert machine.memory * 2 == pytest.approx(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    assert machine.sources["matmul"] == "measured" and machine.sources["read"] == "assumed"
+
+
+def _bytes_of_a_step(world, kind: str, folder: str) -> dict[str, int]:
+    """Train 3 and then 3 more steps, half a dictionary dead by decree, and count what the later ones sent."""
+    sae = {"kind": kind, "d_sae": D_SAE, "k": K, "k_aux": 7}
+    work = Path(folder) / kind / f"{world.rank}"
+    run = make_trainer(
+        plant(600, d_in=D_IN, features=24, l0=3), work, world=world, sae=sae,
+        batch_size=BATCH, rows=BATCH * 6, dead_after_rows=10**6, lr=1e-9,
+    )  # fmt: skip
+    batches = [run.inputs.next() for _ in range(6)]
+    for batch in batches[:3]:
+        run.step(batch, {})
+    run.state.silent_rows[:5] = 10**7
+    before = dict(world.traffic)
+    run.step(batches[3], {})
+    found: dict[str, int] = {}
+    for (axis, _), sent in world.traffic.items():
+        found[axis] = found.get(axis, 0) + sent
+    for (axis, _), sent in before.items():
+        found[axis] -= sent
+    return found
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("mesh", [(2, 1), (1, 2)])
+def test_bytes_on_each_axis_are_those_that_are_counted(mesh, tmp_path):
+    pool = Pool(2)
+    try:
+        counted = {
+            kind: pool.run(_bytes_of_a_step, kind, str(tmp_path), mesh=mesh)[0]
+            for kind in ("topk", "batch_topk")
+        }
+    finally:
+        pool.close()
+    for kind, found in counted.items():
+        sae = parse_config(SAEConfig, {"kind": kind, "d_sae": D_SAE, "k": K, "k_aux": 7}, where="test")
+        config = parse_config(TrainConfig, {"rows": 6 * BATCH, "batch_size": BATCH}, where="test")
+        planned = estimate(
+            describe(sae, config, d_in=D_IN), Mesh(*mesh), GPUS["h100"], dead_share=5 / D_SAE * mesh[1]
+        )
+        axis = "data" if mesh == (2, 1) else "feature"
+        assert planned.sent[axis] == pytest.approx(found[axis], rel=0.05), (kind, found)
+        if kind == "batch_topk":
+            assert planned.sent["all"] == pytest.approx(found["all"], rel=0.05), found
+
+
+def plan(*given: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", "from assay.cli import main; main()", "train"]
+    return subprocess.run(
+        [*command, *given], cwd=cwd, capture_output=True, text=True, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def test_the_command_plans_and_trains_nothing(tmp_path):
+    config = str(ROOT / "configs" / "tensors.yaml")
+    done = plan(config, "--plan", "--gpus", "16", "--gpu", "h200", "--d-in", "512", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("Adam's moments", "AuxK", "sent along feature", "chosen", "data sheet", "assumed", "rows/s"):
+        assert word in done.stdout
+    assert not list(tmp_path.iterdir()), "it wrote something"
+    unknown = plan(config, "--plan", "--gpu", "h200", cwd=tmp_path)
+    assert unknown.returncode == 2 and "--d-in" in unknown.stderr
+    huge = plan(config, "sae.d_sae=1048576", "--plan", "--gpu", "h100", "--d-in", "4096", cwd=tmp_path)
+    assert huge.returncode == 2 and "smallest mesh" in huge.stderr and "Traceback" not in huge.stderr
+
+
+def test_memory_is_within_15_percent_of_a_real_training(tmp_path):
+    from tests.benchmarks.planner import measure
+
+    found, peak, _ = measure("topk", "256/8192/16/512", 4, tmp_path)
+    planned = estimate(found, Mesh(1, 1), probe(torch.device("cpu"), ranks=1), dead_share=0.0).peak_host
+    assert math.isclose(planned, peak, rel_tol=0.15), json.dumps([planned / peak])

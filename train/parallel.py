@@ -1,0 +1,76 @@
+"""What the ranks of a mesh owe each other in a step: gradients summed, norms of all, the whole dictionary."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from sae.base import SAE
+from sae.world import World
+
+TOGETHER = 2**16
+"""Gradients of fewer entries travel in one message."""
+
+ROWS_AT_ONCE = 4096
+"""Rows of a matrix that are gathered at once, so that no rank but one ever holds the whole."""
+
+
+@torch.no_grad()
+def sum_gradients_(sae: SAE, world: World) -> None:
+    """Sum every gradient along `data`, in place; a parameter that got none takes part with zeros."""
+    small = []
+    for _, parameter in _trained(sae):
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+        if parameter.numel() >= TOGETHER:
+            world.sum_(parameter.grad, axis="data")
+        else:
+            small.append(parameter.grad)
+    message = torch.cat([gradient.flatten() for gradient in small]) if small else torch.empty(0)
+    world.sum_(message, axis="data")
+    for gradient, part in zip(small, torch.split(message, [g.numel() for g in small]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+@torch.no_grad()
+def clip_gradients_(sae: SAE, limit: float | None, world: World) -> None:
+    """Scale all gradients down together where their norm over all shards exceeds `limit`, in place."""
+    if limit is None:
+        return
+    own, shared = torch.zeros(2, dtype=torch.float64, device=world.device)
+    sharded = sae.per_feature()
+    for name, parameter in _trained(sae):
+        assert parameter.grad is not None
+        squares = parameter.grad.double().square().sum()
+        own, shared = (own + squares, shared) if name in sharded else (own, shared + squares)
+    norm = (world.all_reduce(own, axis="feature") + shared).sqrt()
+    for _, parameter in _trained(sae):
+        assert parameter.grad is not None
+        parameter.grad.mul_((limit / norm.clamp(min=limit)).to(parameter.dtype))
+
+
+@torch.no_grad()
+def gather_whole(sae: SAE, world: World) -> SAE | None:
+    """Return the dictionary with the features of all shards, on the CPU, on the main rank; elsewhere None."""
+    sharded = sae.per_feature()
+    tensors: dict[str, Tensor] = {}
+    for name, value in sae.state_dict().items():
+        if name not in sharded:
+            tensors[name] = value.cpu()
+            continue
+        if world.is_main:
+            tensors[name] = torch.empty((sae.config.d_sae, *value.shape[1:]), dtype=value.dtype)
+        for start in range(0, sae.d_sae, ROWS_AT_ONCE):
+            rows = value[start : start + ROWS_AT_ONCE]
+            for shard, part in enumerate(world.stack(rows, axis="feature")):
+                if world.is_main:
+                    tensors[name][shard * sae.d_sae + start :][: len(part)].copy_(part)
+    if not world.is_main:
+        return None
+    whole = sae.config.build(sae.d_in, generator=torch.Generator())
+    whole.load_state_dict(tensors, assign=True)
+    return whole
+
+
+def _trained(sae: SAE) -> list[tuple[str, Tensor]]:
+    return [(name, value) for name, value in sae.named_parameters() if value.requires_grad]

@@ -1,0 +1,332 @@
+"""What a training would take before it is begun: memory by part, bytes on each link, time, and the mesh to choose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sae.architectures.batch_topk import BatchTopK
+from sae.base import SAEConfig
+from sae.errors import ConfigError
+from sae.kernels.portable import CHUNK_ENTRIES, ROWS_PER_CHUNK
+from sae.kernels.sharded import SAMPLE_ROWS
+
+from .machines import USABLE, Machine
+from .plan import Plan, TrainConfig, make_plan
+
+DEAD_SHARE = 0.1
+"""Share of features taken to be dead, so that AuxK works: above it training raises an alarm."""
+
+WINDOW_BYTES = 512 << 20
+"""What the loader draws batches from where `train.loader.window_rows` is 0."""
+
+BATCHES_LOADED = 8
+"""Batches that the loader keeps memory for: ready, being filled, in use."""
+
+BATCHES_WORKED_ON = 8
+"""Tensors of a batch's shape that a step holds at its peak: scaled, centred, reconstruction, errors, gradients."""
+
+OVERHEAD = 32 << 20
+"""Of threads, heap and the libraries' own pages; measured on a CPU, beyond what imports take."""
+
+CODE_BYTES = 48
+"""Of a code at the peak: value, feature, row, its place by feature, and their gradients."""
+
+MOST_RANKS = 2**16
+"""How many ranks are tried in search of the smallest mesh that fits."""
+
+_FLOAT = 4
+_COUNTS = 8 * (2 * 2**11 + 2**9)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training as far as its cost goes.
+
+    Attributes
+    ----------
+    d_in, d_sae, k, k_aux
+        As in the dictionary.
+    prefixes
+        Reconstructions of a row: 1, or the nested ones.
+    per_row
+        Whether each row has its own k codes; otherwise the batch shares them out.
+    sharded, shared
+        Parameters that are cut by features and those that all ranks hold, numbers.
+    trained, trained_shared
+        Those of them that get a gradient.
+    plan
+        Batch size, steps, rows.
+    row_bytes
+        Of one stored row.
+    lanes, window_rows
+        Of the loader.
+    split_rows
+        Rows of the store's split; None = more than the loader's window.
+    """
+
+    d_in: int
+    d_sae: int
+    k: int
+    k_aux: int
+    prefixes: int
+    per_row: bool
+    sharded: int
+    shared: int
+    trained: int
+    trained_shared: int
+    plan: Plan
+    row_bytes: int
+    lanes: int
+    window_rows: int
+    split_rows: int | None
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the loader holds the whole split."""
+        return self.split_rows is not None and self.split_rows <= self.window_rows
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """Ranks along each axis."""
+
+    data: int
+    feature: int
+
+    @property
+    def ranks(self) -> int:
+        """Ranks in all."""
+        return self.data * self.feature
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What one mesh would take; bytes and seconds are those of one rank, of the first where ranks differ.
+
+    Attributes
+    ----------
+    mesh
+        Which.
+    device, host
+        Bytes held while training, by part; without a GPU both lie in one memory.
+    start, end
+        Bytes of host memory before the shards are cut, and while the whole dictionary is saved.
+    peak_host
+        Most of the host's memory at any time; without a GPU all is in it.
+    sent
+        Bytes a step sends along each axis, and over all ranks.
+    read
+        Bytes of the store that a rank reads a step.
+    seconds
+        Of a step, by part; reading runs beside the others.
+    fits
+        Whether device and host suffice.
+    """
+
+    mesh: Mesh
+    device: dict[str, float]
+    host: dict[str, float]
+    start: float
+    end: float
+    peak_host: float
+    sent: dict[str, float]
+    read: float
+    seconds: dict[str, float]
+    fits: bool
+
+    @property
+    def step_seconds(self) -> float:
+        """Return the seconds of a step: reading, or all the rest, whichever is longer."""
+        rest = sum(value for name, value in self.seconds.items() if name != "reading")
+        return max(self.seconds["reading"], rest)
+
+
+def describe(
+    sae: SAEConfig, config: TrainConfig, *, d_in: int, row_bytes: int = 0, split_rows: int | None = None
+) -> Job:
+    """Return what a training costs by; parameters are counted on a dictionary without memory.
+
+    Parameters
+    ----------
+    sae, config
+        As the run has them.
+    d_in
+        Width of the activations.
+    row_bytes
+        Of one stored row; 0 = float32.
+    split_rows
+        Rows of the split; None where the store is not there yet.
+    """
+    with FakeTensorMode():
+        whole = sae.build(d_in, generator=torch.Generator())
+        cut = whole.per_feature()
+        parameters = dict(whole.named_parameters())
+        trained = {name: value for name, value in parameters.items() if value.requires_grad}
+        count = [
+            sum(value.numel() for name, value in group.items() if (name in cut) == by_feature)
+            for group in ({**parameters, **dict(whole.named_buffers())}, trained)
+            for by_feature in (True, False)
+        ]
+        k_aux, prefixes = whole.k_aux, getattr(whole, "prefixes", (whole.d_sae,))
+    row_bytes = row_bytes or _FLOAT * d_in
+    return Job(
+        d_in, sae.d_sae, sae.k, k_aux,
+        prefixes=len(prefixes), per_row=not isinstance(whole, BatchTopK),
+        sharded=count[0], shared=count[1], trained=count[2], trained_shared=count[3],
+        plan=make_plan(config, sae), row_bytes=row_bytes,
+        lanes=config.loader.lanes, window_rows=config.loader.window_rows or WINDOW_BYTES // row_bytes,
+        split_rows=split_rows,
+    )  # fmt: skip
+
+
+def estimate(job: Job, mesh: Mesh, machine: Machine, *, dead_share: float = DEAD_SHARE) -> Estimate:
+    """Return what a mesh takes on a machine, with a share of the features dead."""
+    dead = math.ceil(dead_share * job.d_sae / mesh.feature)
+    device, host = _device_bytes(job, mesh, machine, dead), _host_bytes(job, mesh)
+    whole = _FLOAT * job.sharded
+    start = whole + _FLOAT * job.sharded / mesh.feature
+    held, training = sum(device.values()), sum(host.values())
+    if machine.device != "cuda":
+        held, training = 0.0, held + training
+    # besides what training holds: the whole dictionary, its folded copy, the file's bytes twice
+    end = training - host["checkpoint copy"] + 4 * whole
+    peak = max(start, training, end)
+    fits = held <= USABLE * machine.memory and peak <= USABLE * machine.host_memory
+    sent = _sent(job, mesh, dead)
+    read = job.plan.batch_size / mesh.data * job.row_bytes * (not job.in_memory)
+    seconds = _seconds(job, mesh, machine, sent, dead) | {
+        "reading": read * min(mesh.ranks, machine.ranks) / machine.read
+    }
+    return Estimate(mesh, device, host, start, end, peak, sent, read, seconds, fits)
+
+
+def layouts(job: Job, ranks: int) -> list[Mesh]:
+    """Return the meshes of so many ranks that training accepts: shards equal, batches and lanes shared out."""
+    data = job.plan.batch_size if job.in_memory else math.gcd(job.lanes, job.plan.batch_size)
+    found = (Mesh(d, ranks // d) for d in _divisors(ranks) if data % d == 0)
+    return [mesh for mesh in found if job.d_sae % mesh.feature == 0]
+
+
+def choose(job: Job, machine: Machine, ranks: int) -> tuple[Estimate, list[Estimate]]:
+    """Return the mesh with the shortest step among those that fit, and all that were weighed.
+
+    Raises
+    ------
+    ConfigError
+        None fits, or none can be laid out; says the smallest mesh that does.
+    """
+    weighed = [estimate(job, mesh, machine) for mesh in layouts(job, ranks)]
+    fitting = [found for found in weighed if found.fits]
+    if fitting:
+        return min(fitting, key=lambda found: (found.step_seconds, found.mesh.feature)), weighed
+    least = smallest(job, machine)
+    need = min((sum(found.device.values()) for found in weighed), default=0.0)
+    raise ConfigError(
+        f"this training does not fit {ranks} x {machine.name}",
+        got=f"at least {need / 2**30:.1f} GiB on a device that holds {USABLE * machine.memory / 2**30:.1f}, "
+        f"or more of a host than a rank's {USABLE * machine.host_memory / 2**30:.1f} GiB"
+        if weighed
+        else f"no mesh of {ranks} ranks whose feature axis divides {job.d_sae} and whose data axis divides the "
+        "batch and the loader's lanes",
+        expected="a smaller sae.d_sae: no mesh holds it"
+        if least is None
+        else f"{least.ranks} ranks: data {least.data} x feature {least.feature} is the smallest mesh that fits",
+    )
+
+
+def smallest(job: Job, machine: Machine) -> Mesh | None:
+    """Return the mesh of fewest ranks that fits; None if there is none below `MOST_RANKS`."""
+    features = [f for f in _divisors(job.d_sae) if f <= MOST_RANKS]
+    data = _divisors(job.plan.batch_size if job.in_memory else job.lanes)
+    sizes = sorted({d * f for d in data for f in features if d * f <= MOST_RANKS})
+    meshes: Iterator[Mesh] = (mesh for size in sizes for mesh in layouts(job, size))
+    return next((mesh for mesh in meshes if estimate(job, mesh, machine).fits), None)
+
+
+def _device_bytes(job: Job, mesh: Mesh, machine: Machine, dead: int) -> dict[str, float]:
+    rows, features = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature
+    trained = _FLOAT * (job.trained / mesh.feature + job.trained_shared)
+    chunk = max(1, min(ROWS_PER_CHUNK, CHUNK_ENTRIES // features, int(rows)))
+    product = float(_FLOAT * chunk * features)
+    if machine.bf16:
+        product += 2 * features * job.d_in
+    if machine.device == "cuda":
+        # Triton keeps 8 candidates of 16 bytes for each tile of 128 features, of all rows at once
+        product += rows * features
+    else:
+        # the selection's copy or mask of the chunk
+        product += chunk * features
+    batch = _FLOAT * rows * job.d_in
+    codes = rows * min(job.k, features) / (1 if job.per_row else mesh.feature)
+    auxiliary = min(job.k_aux, dead) * rows
+    return {
+        "parameters": _FLOAT * (job.sharded / mesh.feature + job.shared) + 8 * features,
+        "gradients": trained,
+        "Adam's moments": 2 * trained,
+        "batch": (BATCHES_WORKED_ON + 2 * (job.prefixes - 1)) * batch,
+        "pre-activations": product,
+        "codes": CODE_BYTES * codes,
+        "AuxK": CODE_BYTES * auxiliary + 4 * _FLOAT * dead * job.d_in + 3 * batch * (dead > 0),
+    }
+
+
+def _host_bytes(job: Job, mesh: Mesh) -> dict[str, float]:
+    held = job.split_rows or 0 if job.in_memory else 2 * job.window_rows / mesh.data
+    return {
+        "loader windows": held * job.row_bytes,
+        "batches ahead": BATCHES_LOADED * _FLOAT * job.plan.batch_size / mesh.data * job.d_in,
+        "threads and heap": OVERHEAD,
+        "checkpoint copy": _FLOAT * (job.sharded + 2 * job.trained) / mesh.feature,
+    }
+
+
+def _sent(job: Job, mesh: Mesh, dead: int) -> dict[str, float]:
+    """Return the bytes that a rank sends in a step by axis, rings as `World.traffic` counts them."""
+    rows, features = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature
+    d, f, n = _ring(mesh.data), _ring(mesh.feature), mesh.ranks
+    others = mesh.feature - 1
+    along_feature = f * _FLOAT * (rows * job.d_in * (job.prefixes + (dead > 0)) + job.d_in)
+    along_feature += others * _FLOAT * rows * min(job.k_aux, dead)
+    along_all = 0.0
+    if job.per_row:
+        along_feature += others * _FLOAT * rows * min(job.k, features)
+    elif n > 1:
+        sample = math.ceil(1.5 * job.k * max(1, SAMPLE_ROWS // mesh.data))
+        along_all = (n - 1) * _FLOAT * sample + _ring(n) * _COUNTS
+    along_data = d * _FLOAT * (job.trained / mesh.feature + job.trained_shared)
+    return {"feature": along_feature, "data": along_data, "all": along_all}
+
+
+def _seconds(job: Job, mesh: Mesh, machine: Machine, sent: dict[str, float], dead: int) -> dict[str, float]:
+    rows, features = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature
+    matrix, trained = _FLOAT * features * job.d_in, _FLOAT * job.trained / mesh.feature
+    codes = rows * (job.k + min(job.k_aux, dead * mesh.feature)) / mesh.feature
+    written = rows * features * (1 if machine.device == "cuda" else 3 * _FLOAT)
+    # Adam reads four tensors and writes three; gradients are written; the decoder is projected and normalised
+    moved = 7 * trained + trained + 5 * matrix + matrix * 1.5 * machine.bf16
+    moved += 4 * _FLOAT * codes * job.d_in + written + 20 * _FLOAT * rows * job.d_in
+    inside = {"feature": mesh.feature <= machine.ranks, "data": mesh.ranks <= machine.ranks}
+    inside["all"] = inside["data"]
+    return {
+        "product": 2 * rows * (features + dead) * job.d_in / machine.matmul,
+        "memory": moved / machine.bandwidth,
+        **{
+            f"{axis} axis": bytes_ / (machine.local if inside[axis] else machine.remote)
+            for axis, bytes_ in sent.items()
+        },
+    }
+
+
+def _ring(ranks: int) -> float:
+    """Return how often a rank sends each byte of what is summed over a ring."""
+    return 2 * (ranks - 1) / ranks
+
+
+def _divisors(number: int) -> list[int]:
+    low = [i for i in range(1, math.isqrt(number) + 1) if number % i == 0]
+    return sorted({*low, *(number // i for i in low)})
