@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +17,10 @@ from typing import NoReturn
 from sae.errors import UserError
 
 STAGE_OF = {"fit": "fit", "harvest": "harvest", "train": "train", "evaluate": "evaluate", "label": "label"}
+EXPORTS = ("native", "saelens", "dictionary_learning", "sparsify")
+MACHINES = ("here", "a100", "h100", "h200")
 USAGE = 2
+_ECHO_SECONDS = 3.0
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -26,8 +30,10 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _guarded(argv: Sequence[str] | None) -> int:
     """Run a command and return its exit code."""
+    interrupt = _Interrupt()
     try:
-        signal.signal(signal.SIGTERM, _terminated)
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, interrupt)
         arguments = _parser().parse_args(argv)
         _quiet()
         arguments.run(arguments)
@@ -35,11 +41,14 @@ def _guarded(argv: Sequence[str] | None) -> int:
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     except UserError as error:
-        print(f"assay: {error}", file=sys.stderr)  # noqa: T201 - the one message of a wrong input
+        rank = int(os.environ.get("RANK", "0"))
+        who = f"assay, rank {rank}" if rank else "assay"
+        print(f"{who}: {error}", file=sys.stderr)  # noqa: T201 - the one message of a wrong input
         return USAGE
-    except KeyboardInterrupt as interrupt:
-        number = interrupt.args[0] if interrupt.args else signal.SIGINT
-        print("assay: interrupted; nothing finished is lost, the same command continues", file=sys.stderr)  # noqa: T201
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        if os.environ.get("RANK", "0") == "0":
+            print("assay: interrupted; nothing finished is lost, the same command continues", file=sys.stderr)  # noqa: T201
         return 128 + int(number)
     except BrokenPipeError:
         # the reader of our output has gone, such as `assay inspect RUN | head`
@@ -70,6 +79,16 @@ def _parser() -> argparse.ArgumentParser:
             "overrides", nargs="*", metavar="key=value", help="override any key, such as sae.k=8"
         )
         command.set_defaults(run=_run, until=STAGE_OF.get(name))
+        if name == "train":
+            command.add_argument("--plan", action="store_true", help="say what it would take; train nothing")
+            command.add_argument("--gpus", type=int, default=1, metavar="N", help="plan for so many ranks")
+            command.add_argument(
+                "--gpu",
+                choices=MACHINES,
+                default=MACHINES[0],
+                help="of which kind; here = measured by a probe",
+            )
+            command.add_argument("--d-in", type=int, help="width of the activations, before the harvest")
     concepts = commands.add_parser("concepts", help="work on concept files").add_subparsers(required=True)
     check = concepts.add_parser(
         "check", help="prevalence, nulls, run time, leak test and redundancy of every concept"
@@ -83,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     inspect = commands.add_parser(
         "inspect", help="what a run, store, dictionary, labels folder or bundle holds"
     )
-    inspect.add_argument("path", type=Path)
+    inspect.add_argument("path", metavar="PATH", help="a folder, or a store at s3://BUCKET/PREFIX")
     inspect.add_argument("--verify", action="store_true", help="read every checksum")
     inspect.set_defaults(run=_inspect)
     report = commands.add_parser("report", help="write static pages")
@@ -93,13 +112,13 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(run=_report)
     export = commands.add_parser("export", help="write the dictionary for others")
     export.add_argument("folder", type=Path, metavar="RUN")
-    export.add_argument("--format", choices=["native"], default="native")
-    export.add_argument("--out", type=Path, help="default: RUN/dictionary")
+    export.add_argument("--format", choices=EXPORTS, default=EXPORTS[0], help="native is the labelled bundle")
+    export.add_argument("--out", type=Path, help="default: RUN/dictionary, RUN/dictionary-FORMAT for others")
     export.set_defaults(run=_export)
     erase = commands.add_parser(
         "erase", help="remove people from an activation store, leaving nothing behind"
     )
-    erase.add_argument("store", type=Path, metavar="STORE")
+    erase.add_argument("store", metavar="STORE")
     erase.add_argument(
         "--entities", type=Path, required=True, metavar="FILE", help="one id per line, CSV or Parquet"
     )
@@ -122,9 +141,20 @@ def _run(arguments: argparse.Namespace) -> None:
     from .stages import Context, Runner
 
     config = load_config(RunConfig, arguments.config, arguments.overrides)
+    if getattr(arguments, "plan", False):
+        from .planning import show_plan
+
+        show_plan(config, Console(), gpus=arguments.gpus, gpu=arguments.gpu, d_in=arguments.d_in)
+        return
     # the same seed, machine and thread count give the same bits
     torch.use_deterministic_algorithms(True)
-    context = Context(config, config.out.expanduser().absolute(), World.single(config.device), Console())
+    # nothing reads what it did not write, and filling it costs a training step a twentieth
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    if config.train is not None and arguments.until not in ("fit", "harvest"):
+        world = config.train.mesh.world(config.device)
+    else:
+        world = World.from_env(config.device)
+    context = Context(config, config.out.expanduser().absolute(), world, Console(quiet=not world.is_main))
     runner = Runner(context, STAGES)
     if arguments.until and arguments.until not in {s.name for s in runner.stages}:
         raise ConfigError(
@@ -132,13 +162,14 @@ def _run(arguments: argparse.Namespace) -> None:
             expected=f"one of its stages: {', '.join(s.name for s in runner.stages)}",
         )
     runner.run(arguments.until)
-    show_run(context.folder, context.console)
+    if world.is_main:
+        show_run(context.folder, context.console)
 
 
 def _check_concepts(arguments: argparse.Namespace) -> None:
     import tempfile
 
-    from activations_cache.panel import prepare
+    from activations_cache.prepare import prepare
     from label.concepts.check import check_concepts
     from label.concepts.rendering import render
     from sae.config import load_config
@@ -177,32 +208,29 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     import json
 
+    from label.bundle import dictionary_folder
     from label.report.write import write_report
 
     from .console import Console
     from .inspect import read_run
 
     run = read_run(arguments.folder)
-    evaluation = next(arguments.folder.glob("sae/*/evaluation.json"), None)
+    evaluation = dictionary_folder(arguments.folder, run) / "evaluation.json"
     out = write_report(
         arguments.folder / "labels",
         arguments.out or arguments.folder / "report",
         run=run,
-        evaluation=None if evaluation is None else json.loads(evaluation.read_text()),
+        evaluation=json.loads(evaluation.read_text()) if evaluation.is_file() else None,
         hash_ids=arguments.hash_ids,
     )
     Console().print(f"pages in {out}; open {out / 'index.html'}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
-    from label.bundle import write_bundle
-
     from .console import Console
-    from .inspect import read_run
+    from .export import export_run
 
-    read_run(arguments.folder)
-    out = write_bundle(arguments.folder, arguments.out or arguments.folder / "dictionary")
-    Console().print(f"dictionary in {out}; check it with `assay inspect {out} --verify`")
+    Console().print(export_run(arguments.folder, arguments.format, arguments.out))
 
 
 def _erase(arguments: argparse.Namespace) -> None:
@@ -214,8 +242,20 @@ def _erase(arguments: argparse.Namespace) -> None:
     Console().print(f"{report.text}; check it with `assay inspect {arguments.store} --verify`")
 
 
-def _terminated(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt(number)
+class _Interrupt:
+    """Turns SIGINT and SIGTERM into KeyboardInterrupt with the signal's number.
+
+    A signal soon after another is left out: torchrun sends its own after the terminal's, and it must not break
+    the saving that the first one began.
+    """
+
+    def __init__(self) -> None:
+        self._latest = float("-inf")
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        before, self._latest = self._latest, time.monotonic()
+        if self._latest - before > _ECHO_SECONDS:
+            raise KeyboardInterrupt(number)
 
 
 def _quiet() -> None:

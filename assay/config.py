@@ -13,19 +13,20 @@ from activations_cache.harvest import HarvestConfig
 from activations_cache.models import ModelConfig
 from activations_cache.panel import PanelConfig
 from activations_cache.reference.config import ReferenceConfig
-from activations_cache.reference.fit import FitConfig, ModelShape
+from activations_cache.reference.fit import FitConfig
+from activations_cache.reference.shape import ModelShape
 from activations_cache.sources.base import SourceConfig
 from activations_cache.sources.panel import PanelSourceConfig
 from label.config import ConceptsConfig, LabelConfig
 from sae.base import SAEConfig
 from sae.config import Config
+from sae.errors import ConfigError
+from train.fidelity import EvaluateConfig
+from train.imported import ImportConfig
 from train.plan import TrainConfig
+from train.sweep import Member, Sweep, make_members
 
 __all__ = ["RunConfig"]
-
-
-class EvaluateConfig(Config):
-    """Evaluation of the dictionary; it has no settings of its own yet beyond being asked for."""
 
 
 class RunConfig(Config):
@@ -55,6 +56,10 @@ class RunConfig(Config):
     """The dictionary."""
     train: TrainConfig | None = None
     """Training of the dictionary."""
+    sweep: Sweep | None = None
+    """More dictionaries, trained on the same batches: a grid such as {sae.k: [8, 16]}, or a list of overrides."""
+    dictionary: ImportConfig | None = None
+    """A dictionary that was trained elsewhere, in the place of sections sae and train."""
     twin: bool = True
     """Whether the untrained twin is harvested and trained too; without it no label can count as learned."""
     evaluate: EvaluateConfig | None = None
@@ -69,8 +74,9 @@ class RunConfig(Config):
         needs = {
             "fit": ("panel", "model"),
             "train": ("sae", "harvest"),
-            "evaluate": ("train",),
-            "label": ("train", "concepts"),
+            "dictionary": ("harvest",),
+            "sweep": ("train", "evaluate"),
+            "label": ("concepts",),
         }
         for section, others in needs.items():
             missing = [
@@ -78,6 +84,16 @@ class RunConfig(Config):
             ]
             if missing:
                 raise ValueError(f"section {section} needs {', '.join(missing)}")
+        if self.dictionary is not None and (self.sae is not None or self.train is not None):
+            raise ValueError("section dictionary takes the place of sae and train: set them to null")
+        if self.dictionary is None and self.train is None:
+            without = [name for name in ("evaluate", "label") if getattr(self, name) is not None]
+            if without:
+                raise ValueError(
+                    f"section {without[0]} needs train, or a dictionary that was trained elsewhere"
+                )
+        if self.sweep is not None:
+            self._check_sweep()
         if self.fit is not None and not isinstance(self.model, ModelShape):
             raise ValueError(
                 "section fit trains model.kind=credit_transformer only; leave it out for other models"
@@ -90,11 +106,35 @@ class RunConfig(Config):
             missing = [name for name in needed if getattr(self, name) is None]
             if missing:
                 raise ValueError(f"source {self.source.kind} needs the section(s) {', '.join(missing)}")
+        if self.evaluate is not None and self.evaluate.segments:
+            self._check_segments(self.evaluate)
         if self.panel is not None and self.panel.path is None and self.reference is None:
             raise ValueError(
                 "panel.path is missing: give panel.path=FILE, or a `reference` section that generates one"
             )
         return self
+
+    def _check_sweep(self) -> None:
+        try:
+            _ = self.members
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+
+    def _check_segments(self, evaluate: EvaluateConfig) -> None:
+        if self.panel is None or not self.fits_model:
+            raise ValueError("evaluate.segments needs a panel and a model that the run fits")
+        known = [*self.panel.columns, *(f"audit_{name}" for name in self.panel.audit)]
+        strange = [name for name in evaluate.segments if name not in known]
+        if strange:
+            raise ValueError(
+                f"evaluate.segments: no column {', '.join(strange)} in the panel, only {', '.join(known)}"
+            )
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """The dictionaries to train: that of section sae first, which labels speak of, then those of the sweep."""
+        assert self.sae is not None and self.train is not None
+        return make_members(self.sae, self.train, self.seed, self.sweep)
 
     @property
     def reads_panel(self) -> bool:

@@ -27,13 +27,19 @@ class Bar(Protocol):
 
 
 class Console:
-    """Writes to the terminal, or plain lines where there is none."""
+    """Writes to the terminal, or plain lines where there is none.
 
-    def __init__(self) -> None:
-        self.rich = rich.console.Console(highlight=False)
+    Parameters
+    ----------
+    quiet
+        Whether to write nothing: of several processes one speaks.
+    """
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.rich = rich.console.Console(highlight=False, quiet=quiet)
         if not self.rich.is_terminal:
             # files and pipes have no width of their own
-            self.rich = rich.console.Console(highlight=False, width=160)
+            self.rich = rich.console.Console(highlight=False, width=160, quiet=quiet)
 
     def print(self, *what: object) -> None:
         """Print anything that rich can render."""

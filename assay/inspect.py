@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
+from activations_cache.places import Place, place_of
+from activations_cache.schema import Description
 from label.decide import REASONS
 from label.tables import read_summary, read_table
 from sae.errors import UserError
+from train.frontier import SWEEP, as_table, read_sweep
 
 from .console import Console
 
@@ -36,7 +39,7 @@ def read_run(folder: Path) -> dict[str, Any]:
     return run
 
 
-def inspect(path: Path, console: Console, *, verify: bool = False) -> None:
+def inspect(location: str | Path, console: Console, *, verify: bool = False) -> None:
     """Print what a run, a store, a dictionary, a labels folder or a bundle holds.
 
     Raises
@@ -44,11 +47,15 @@ def inspect(path: Path, console: Console, *, verify: bool = False) -> None:
     UserError
         The path is nothing of ours, or damaged.
     """
+    place = place_of(location)
+    if (place / "zarr.json").size() is not None:
+        _inspect_store(place, console, verify)
+        return
+    path = Path(location)
     kinds: list[tuple[str, Callable[[Path, Console, bool], None]]] = [
         ("run.json", _inspect_run),
         ("dictionary.json", _inspect_bundle),
         ("summary.json", lambda p, c, _: show_labels(p, c)),
-        ("zarr.json", _inspect_store),
         ("weights.safetensors", _inspect_dictionary),
         ("profile.json", _inspect_panel),
     ]
@@ -57,7 +64,7 @@ def inspect(path: Path, console: Console, *, verify: bool = False) -> None:
             show(path, console, verify)
             return
     raise UserError(
-        f"cannot tell what {path} is" if path.exists() else f"there is nothing at {path}",
+        f"cannot tell what {location} is" if path.exists() else f"there is nothing at {location}",
         expected="a run, a store, a dictionary, a labels folder, a panel or a bundle",
     )
 
@@ -68,6 +75,9 @@ def show_run(folder: Path, console: Console) -> None:
     labels = folder / "labels"
     if (labels / "summary.json").is_file():
         show_labels(labels, console)
+    sweep = folder / "sae" / SWEEP
+    if run["config"].get("sweep") is not None and sweep.is_file():
+        console.print("", as_table(*read_sweep(sweep)), f"drawn in {sweep.with_suffix('.svg')}")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, stage in run["stages"].items():
         if stage.get("output"):
@@ -191,15 +201,15 @@ def _inspect_run(path: Path, console: Console, verify: bool) -> None:
         if not stage.get("output"):
             console.print(f"  [yellow]{name} is unfinished[/]: run the same command again")
     if verify and (path / "activations.zarr").exists():
-        _inspect_store(path / "activations.zarr", console, verify)
+        _inspect_store(place_of(path / "activations.zarr"), console, verify)
     show_run(path, console)
 
 
-def _inspect_store(path: Path, console: Console, verify: bool) -> None:
+def _inspect_store(path: Place, console: Console, verify: bool) -> None:
     from activations_cache.store import ActivationStore
 
     store = ActivationStore.open(path, allow_incomplete=True)
-    size = sum(f.stat().st_size for f in path.rglob("*") if f.is_file())
+    size = sum(path.sizes().values())
     console.print(
         f"[bold]{path}[/]: {'complete' if store.complete else 'incomplete, its harvest has not ended'}"
     )
@@ -211,12 +221,23 @@ def _inspect_store(path: Path, console: Console, verify: bool) -> None:
             moments = store.moments(hook, "fit")
             line += f", root mean variance {moments.scale:.4g}, median norm {moments.norm_quantile(0.5):.4g}"
         console.print(line)
-    console.rich.print("  provenance " + json.dumps(store.provenance), markup=False, soft_wrap=True)
+    for line in _origin_lines(store.description):
+        console.rich.print(line, markup=False, soft_wrap=True)
     if verify:
         problems = store.verify()
         if problems:
             raise UserError(f"{path} is damaged\n  " + "\n  ".join(problems), do="harvest it again")
         console.print("  [green]every checksum is right[/]")
+
+
+def _origin_lines(description: Description) -> Iterator[str]:
+    """Yield what a store says of itself: where it comes from, what may be done with it, who was erased."""
+    for name, value in description.provenance.items():
+        yield f"  {name}: {value if isinstance(value, str) else json.dumps(value)}"
+    yield f"  data licence: {description.data_licence or 'none noted'}"
+    yield f"  to be deleted after: {description.retain_until or 'no date noted'}"
+    for entry in description.erasures:
+        yield f"  erased on {entry['date']}: {entry['entities']:,} entities, {entry['rows']:,} rows"
 
 
 def _inspect_dictionary(path: Path, console: Console, verify: bool) -> None:

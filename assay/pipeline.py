@@ -6,15 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from activations_cache.panel import find_files
+from activations_cache.tables import find_files
 
 from .config import RunConfig
 from .stages import Stage
 from .steps.concepts import make_concepts
-from .steps.dictionary import make_dictionary, make_evaluation, make_twin_dictionary
+from .steps.dictionary import make_dictionary, make_evaluation, make_imported, make_twin_dictionary
 from .steps.labels import make_labels, make_report
 from .steps.model import make_model, make_panel, make_reference, make_twin_model
 from .steps.store import make_store, make_twin_store
+from .steps.sweep import SWEEP, make_sweep, make_sweep_evaluation
 
 
 def _panel_files(config: RunConfig) -> Sequence[Path]:
@@ -45,6 +46,21 @@ def _sections(*names: str) -> Any:
     return read
 
 
+def _training(config: RunConfig) -> dict[str, Any]:
+    base = config.members[0]
+    return {"sae": base.sae.to_dict(), "train": base.train.what_is_learned(), "seed": base.seed}
+
+
+def _all_training(config: RunConfig) -> dict[str, Any]:
+    more = {m.name: {"sae": m.sae.to_dict(), "lr": m.train.lr, "seed": m.seed} for m in config.members[1:]}
+    return {**_training(config), **({"sweep": more} if more else {})}
+
+
+def _swept(many: Any, one: Any) -> Any:
+    """Return a function of a context, and maybe more, that is `many` where a sweep is asked for."""
+    return lambda context, *rest: (one if context.config.sweep is None else many)(context, *rest)
+
+
 def _has(*names: str) -> Any:
     return lambda config: all(getattr(config, name) is not None for name in names)
 
@@ -73,15 +89,27 @@ STAGES = (
         make_store,
         _source_files,
         in_place=True,
+        together=True,
     ),
     Stage(
         "train",
         1,
         _has("train"),
-        _sections("sae", "train", "seed"),
+        _all_training,
         ("harvest",),
         lambda c: c.folder / "sae" / c.dictionary,
-        make_dictionary,
+        _swept(make_sweep, make_dictionary),
+        together=True,
+    ),
+    Stage(
+        "import",
+        1,
+        _has("dictionary"),
+        _sections("dictionary"),
+        ("harvest",),
+        lambda c: c.folder / "sae" / c.dictionary,
+        make_imported,
+        lambda c: () if c.dictionary is None else c.dictionary.files(),
     ),
     Stage(
         "twin", 1, _wants_twin("train"), _sections("seed"), ("fit",), _at("twin", "model"), make_twin_model
@@ -95,24 +123,26 @@ STAGES = (
         _at("twin", "activations.zarr"),
         make_twin_store,
         in_place=True,
+        together=True,
     ),
     Stage(
         "train twin",
         1,
         _wants_twin("train"),
-        _sections("sae", "train", "seed"),
+        _training,
         ("harvest twin", "harvest"),
         lambda c: c.folder / "twin" / "sae" / c.dictionary,
         make_twin_dictionary,
+        together=True,
     ),
     Stage(
         "evaluate",
-        1,
+        3,
         _has("evaluate"),
-        _sections("seed"),
-        ("train",),
-        lambda c: c.folder / "sae" / c.dictionary / "evaluation.json",
-        make_evaluation,
+        _sections("seed", "evaluate"),
+        ("train", "import"),
+        _swept(_at("sae", SWEEP), lambda c: c.folder / "sae" / c.dictionary / "evaluation.json"),
+        _swept(make_sweep_evaluation, make_evaluation),
     ),
     Stage(
         "concepts",
@@ -129,7 +159,7 @@ STAGES = (
         3,
         _has("label"),
         _sections("label", "seed", "twin"),
-        ("train", "train twin", "evaluate", "concepts"),
+        ("train", "import", "train twin", "evaluate", "concepts"),
         _at("labels"),
         make_labels,
     ),

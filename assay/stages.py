@@ -18,6 +18,7 @@ from sae.world import World
 from .config import RunConfig
 from .console import Console
 from .freshness import Inputs, RunRecord, changes, file_hash, fingerprint, run_lock
+from .ranks import Ranks
 
 PACKAGES = ("assay", "torch", "transformers", "numpy", "zarr", "duckdb", "scikit-learn")
 
@@ -33,19 +34,22 @@ class Context:
 
     @property
     def dictionary(self) -> str:
-        """Name of the dictionary's folder: hook-kind-d_sae-k-seed."""
+        """Name of the dictionary's folder: hook-kind-d_sae-k-seed, or hook-imported."""
+        if self.config.dictionary is not None:
+            return f"{self.hook}-imported"
         sae = self.config.sae
         assert sae is not None
         return f"{self.hook}-{sae.kind}-{sae.d_sae}-{sae.k}-{self.config.seed}"
 
     @property
     def hook(self) -> str:
-        """The hook that the dictionary is trained on."""
+        """The hook that the dictionary reads."""
         from activations_cache.store import ActivationStore
-        from train.trainer import choose_hook
+        from train.run import choose_hook
 
-        assert self.config.train is not None
-        return choose_hook(self.config.train, ActivationStore.open(self.folder / "activations.zarr").hooks)
+        section = self.config.dictionary or self.config.train
+        assert section is not None
+        return choose_hook(section, ActivationStore.open(self.folder / "activations.zarr").hooks)
 
     def work(self, stage: str) -> Path:
         """Return the folder that keeps a stage's state over interruptions."""
@@ -76,6 +80,8 @@ class Stage:
         Files of the user's that it reads.
     in_place
         The output commits and seals itself, so it is written under its own name and continued after an interruption.
+    together
+        Every process takes part; the other stages are the first one's alone.
     """
 
     name: str
@@ -87,25 +93,43 @@ class Stage:
     run: Callable[[Context, Path], None]
     files: Callable[[RunConfig], Sequence[Path]] = field(default=lambda _: ())
     in_place: bool = False
+    together: bool = False
 
 
 class Runner:
-    """Runs stages in order, skips what is fresh, and says why it re-runs what is not."""
+    """Runs stages in order, skips what is fresh, and says why it re-runs what is not.
+
+    Of several processes the first does so; the others join in the stages that are everybody's.
+    """
 
     def __init__(self, context: Context, stages: Sequence[Stage]) -> None:
         self.context = context
         self.stages = [s for s in stages if s.asked(context.config)]
         self.record = RunRecord(context.folder)
+        self.ranks = Ranks(context.world)
 
     def run(self, until: str | None = None) -> None:
         """Run every stage that is asked for, or those that `until` needs, itself included."""
         wanted = self._needed(until)
-        with run_lock(self.context.folder):
+        if not self.context.world.is_main:
+            self._join(wanted)
+            return
+        with self.ranks.ending(), run_lock(self.context.folder):
             self.record.data |= _provenance(self.context)
             self.record.write()
             for stage in self.stages:
                 if stage.name in wanted:
                     self._one(stage)
+
+    def _join(self, wanted: set[str]) -> None:
+        """Take part in the stages that are everybody's, when the first process begins them."""
+        for stage in self.stages:
+            if stage.name in wanted and stage.together:
+                word = self.ranks.hear(stage.name)
+                if word is None:
+                    return
+                if word == "runs":
+                    stage.run(self.context, self._place(stage))
 
     def _needed(self, until: str | None) -> set[str]:
         names = {s.name: s for s in self.stages}
@@ -135,6 +159,8 @@ class Runner:
         known = record.get("output")
         if record.get("fingerprint") == mark and known is not None and (self.context.folder / known).exists():
             console.skipped(stage.name, record.get("seconds", 0.0))
+            if stage.together:
+                self.ranks.say(stage.name, "is fresh")
             return
         console.started(stage.name, self._why(stage, record, inputs))
         began = time.monotonic()
@@ -162,21 +188,27 @@ class Runner:
         console.finished(stage.name, seconds, output)
 
     def _write(self, stage: Stage) -> Path:
-        output = stage.output(self.context)
+        output, place = stage.output(self.context), self._place(stage)
         output.parent.mkdir(parents=True, exist_ok=True)
-        if stage.in_place:
-            stage.run(self.context, output)
+        if place != output:
+            _remove(place)
+        if stage.together:
+            self.ranks.say(stage.name, "runs")
+        stage.run(self.context, place)
+        if place == output:
             return output
-        part = output.with_name(f".{output.name}.part")
-        _remove(part)
-        stage.run(self.context, part)
         old = output.with_name(f".{output.name}.old")
         _remove(old)
         if output.exists():
             output.replace(old)
-        part.replace(output)
+        place.replace(output)
         _remove(old)
         return output
+
+    def _place(self, stage: Stage) -> Path:
+        """Return where a stage writes: its output's own name, or one that becomes it at the end."""
+        output = stage.output(self.context)
+        return output if stage.in_place else output.with_name(f".{output.name}.part")
 
     def _discard(self, stage: Stage, record: dict[str, Any]) -> None:
         """Remove what other inputs left behind: state to continue from, and outputs that seal themselves."""

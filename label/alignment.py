@@ -12,7 +12,7 @@ from jaxtyping import Int
 from activations_cache.panel import Panel
 from sae.errors import ConceptError
 
-from .concepts.language import ConceptInfo
+from .concepts.library import ConceptInfo
 from .evidence import Rows
 from .targets import Coded, code_concept
 

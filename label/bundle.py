@@ -60,7 +60,7 @@ def write_bundle(run_folder: Path, out: Path) -> Path:
     """
     check_place(out, CHECKSUMS, KIND)
     run = _read_json(run_folder / "run.json")
-    labels, sae = run_folder / "labels", _dictionary_folder(run_folder, run)
+    labels, sae = run_folder / "labels", dictionary_folder(run_folder, run)
     if not (labels / "summary.json").is_file():
         raise ConfigError(
             f"{run_folder} has no labels", do="run `assay run` first; an export needs a section label"
@@ -137,9 +137,16 @@ def read_bundle(path: Path) -> dict[str, Any]:
     return dictionary
 
 
-def _dictionary_folder(run_folder: Path, run: Mapping[str, Any]) -> Path:
-    """Return the dictionary that the labels speak of: the one the run trained last."""
-    recorded = run.get("stages", {}).get("train", {}).get("output")
+def dictionary_folder(run_folder: Path, run: Mapping[str, Any]) -> Path:
+    """Return the dictionary that the labels speak of: the one that the run trained, or brought in, last.
+
+    Raises
+    ------
+    ConfigError
+        The run's record names none, and there is not exactly one.
+    """
+    stage = "import" if run.get("config", {}).get("dictionary") else "train"
+    recorded = run.get("stages", {}).get(stage, {}).get("output")
     if recorded is not None:
         return run_folder / str(recorded)
     found = sorted(p.parent for p in run_folder.glob(f"sae/*/{CONFIG}"))

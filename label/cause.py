@@ -14,8 +14,8 @@ from torch import Tensor
 from activations_cache.hooks import intercept
 from activations_cache.panel import Panel
 from activations_cache.reference.credit_transformer import CreditTransformer
-from activations_cache.reference.fit import judged
 from activations_cache.reference.histories import collate
+from activations_cache.reference.predict import judged
 from activations_cache.store import ActivationStore
 from sae.base import SAE
 

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 
 from activations_cache.store import ActivationStore
-from sae.base import SAE
+from sae.dictionary import Dictionary
 
 N_LEVELS = 64
 """Thresholds tried per feature: quantiles of its positive values."""
@@ -117,7 +117,7 @@ def rows_of(
 
 def gather(
     store: ActivationStore,
-    sae: SAE,
+    sae: Dictionary,
     hook: str,
     split: str,
     *,

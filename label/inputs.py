@@ -15,7 +15,7 @@ from sae.checkpoint import load_sae
 from sae.errors import ConceptError, StoreError
 
 from .alignment import code_table
-from .concepts.language import ConceptInfo, NotApplicable
+from .concepts.library import ConceptInfo, NotApplicable
 from .evidence import Evidence, Rows, gather
 from .targets import Coded
 

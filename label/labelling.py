@@ -16,7 +16,7 @@ from sae.checkpoint import load_sae
 from .alignment import raw_values
 from .baselines import ColumnDetector, TwinFeature, best_columns, best_twin_features
 from .cause import Ablation, Effect, Stream
-from .concepts.language import ConceptInfo
+from .concepts.library import ConceptInfo
 from .config import LabelConfig
 from .confirm import Confirm, Measure, calibrate, detector_of, measure_pairs
 from .decide import Candidate, Decision, decide

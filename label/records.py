@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from .concepts.language import ConceptInfo
+from .concepts.library import ConceptInfo
 from .confirm import Measure
 from .describe import template
 from .labelling import Group, Labelling

@@ -16,7 +16,8 @@ import torch
 from activations_cache.store import ActivationStore
 from assay.stages import Context
 from label.concepts.evaluation import evaluate_concepts
-from label.concepts.language import ConceptInfo, NotApplicable, load_concepts
+from label.concepts.language import load_concepts
+from label.concepts.library import ConceptInfo, NotApplicable
 from label.concepts.tables import load_concept_table
 from sae.errors import ConceptError, ConfigError
 

@@ -6,14 +6,25 @@ import json
 from pathlib import Path
 from typing import Any
 
-from activations_cache.panel import Panel
+import torch
+
+from activations_cache.models import PretrainedConfig
 from activations_cache.reference.credit_transformer import CreditTransformer
+from activations_cache.sources.base import HarvestInputs
+from activations_cache.sources.reading import ModelSource
+from activations_cache.sources.text import TextSourceConfig
 from activations_cache.store import ActivationStore
+from assay.config import RunConfig
 from assay.stages import Context
+from sae.base import SAE
 from sae.checkpoint import load_sae
-from train.evaluate import evaluate_dictionary
+from train.evaluate import evaluate_baselines, evaluate_dictionary
 from train.fidelity import evaluate_fidelity
-from train.trainer import train_sae
+from train.imported import import_dictionary
+from train.language import evaluate_language
+from train.plan import make_plan
+from train.progress import LiveTable
+from train.run import train_sae
 
 
 def make_dictionary(context: Context, out: Path) -> None:
@@ -26,43 +37,89 @@ def make_twin_dictionary(context: Context, out: Path) -> None:
     _train(context, out, context.folder / "twin" / "activations.zarr", "train twin")
 
 
+def make_imported(context: Context, out: Path) -> None:
+    """Bring in a dictionary that was trained elsewhere."""
+    config = context.config.dictionary
+    assert config is not None
+    store = context.folder / "activations.zarr"
+    context.console.note(import_dictionary(store, config, out, hook=context.hook))
+
+
 def make_evaluation(context: Context, out: Path) -> None:
-    """Measure the dictionary on held-out entities, and what the model loses when it takes the activations' place."""
+    """Measure the dictionary that labels speak of."""
+    out.write_text(json.dumps(measure(context, context.dictionary), indent=1))
+
+
+def measure(context: Context, name: str) -> dict[str, Any]:
+    """Measure a dictionary on held-out entities, and what the model loses when it takes the activations' place."""
     store = ActivationStore.open(context.folder / "activations.zarr")
-    sae = load_sae(context.folder / "sae" / context.dictionary, context.world.device)
+    sae = load_sae(context.folder / "sae" / name, context.world.device)
     record: dict[str, Any] = {"format_version": 1, "hook": context.hook}
-    for split in ("discover", "confirm", "out_of_time"):
-        if store.splits.get(split):
-            record[split] = evaluate_dictionary(store, sae, context.hook, split)
+    splits = [split for split in ("discover", "confirm", "out_of_time") if store.splits.get(split)]
+    for split in splits:
+        record[split] = evaluate_dictionary(store, sae, context.hook, split)
+    if splits and store.splits.get("fit"):
+        k = max(1, round(record[splits[0]]["l0"]))
+        record["baselines"] = evaluate_baselines(store, context.hook, splits, k=k, seed=context.config.seed)
     if context.config.fits_model:
         model = CreditTransformer.from_pretrained(context.folder / "model").eval().to(context.world.device)
-        panel = Panel.open(context.folder / "panel")
-        record["fidelity"] = evaluate_fidelity(model, panel, context.hook, sae, seed=context.config.seed)
-    out.write_text(json.dumps(record, indent=1))
+        assert context.config.evaluate is not None
+        record["fidelity"] = evaluate_fidelity(
+            model,
+            context.folder / "panel",
+            context.hook,
+            sae=sae,
+            mean=torch.from_numpy(store.moments(context.hook, "fit").mean),
+            config=context.config.evaluate,
+            seed=context.config.seed,
+        )
+    if _predicts_words(context.config):
+        record["language"] = _evaluate_language(context, store, sae)
+    return record
+
+
+def _predicts_words(config: RunConfig) -> bool:
+    return (
+        isinstance(config.source, TextSourceConfig)
+        and isinstance(config.model, PretrainedConfig)
+        and config.model.architecture.endswith("ForCausalLM")
+    )
+
+
+def _evaluate_language(context: Context, store: ActivationStore, sae: SAE) -> dict[str, Any]:
+    config = context.config
+    assert config.evaluate is not None
+    inputs = HarvestInputs(hooks=[context.hook], device=context.world.device, model=config.model)
+    source = config.source.build(inputs=inputs)
+    assert isinstance(source, ModelSource)
+    return evaluate_language(
+        source,
+        context.hook,
+        sae=sae,
+        mean=torch.from_numpy(store.moments(context.hook, "fit").mean),
+        n_bootstrap=config.evaluate.n_bootstrap,
+        seed=config.seed,
+    )
 
 
 def _train(context: Context, out: Path, store: Path, stage: str) -> None:
-    config = context.config
-    assert config.sae is not None and config.train is not None
-    with context.console.bar("steps") as bar:
-        said: list[str] = []
+    base = context.config.members[0]
 
-        def progress(done: int, total: int, text: str) -> None:
-            if not said and text:
-                said.append(text)
-                context.console.note(text.splitlines()[0])
-            bar(done, total, text)
+    def progress(done: int, total: int, text: str) -> None:
+        if done == 0:
+            context.console.note(text)
 
-        result = train_sae(
-            store,
-            config.sae,
-            config.train,
-            out,
-            hook=context.hook,
-            work=context.work(stage),
-            seed=config.seed,
-            world=context.world,
-            progress=progress,
-        )
+    result = train_sae(
+        store,
+        base.sae,
+        base.train,
+        out,
+        hook=context.hook,
+        work=context.work(stage),
+        seed=base.seed,
+        world=context.world,
+        progress=progress,
+        watcher=LiveTable(context.console.rich, make_plan(base.train, base.sae).steps),
+    )
     for line in result.advice:
         context.console.note(line)

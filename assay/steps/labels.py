@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from assay.stages import Context
-from label.concepts.language import ConceptInfo, NotApplicable
+from label.concepts.library import ConceptInfo, NotApplicable
 from label.inputs import LabelInputs
 from label.run import label_dictionary
 
@@ -18,7 +18,7 @@ def make_labels(context: Context, out: Path) -> None:
     assert config.label is not None
     record = json.loads((folder / "concepts" / "concepts.json").read_text())
     twin = folder / "twin"
-    has_twin = config.twin and config.fits_model
+    has_twin = config.twin and config.fits_model and config.train is not None
     inputs = LabelInputs(
         store=folder / "activations.zarr",
         sae=folder / "sae" / context.dictionary,

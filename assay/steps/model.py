@@ -8,10 +8,13 @@ from typing import Any
 
 import torch
 
-from activations_cache.panel import Panel, prepare
+from activations_cache.panel import Panel
+from activations_cache.prepare import prepare
 from activations_cache.reference.credit_transformer import CreditTransformer
-from activations_cache.reference.fit import FitProgress, ModelShape, evaluate, fit, reinitialised
+from activations_cache.reference.fit import FitProgress, fit
 from activations_cache.reference.generator import generate
+from activations_cache.reference.predict import evaluate
+from activations_cache.reference.shape import ModelShape, reinitialised
 from assay.stages import Context
 
 TWIN_SEED = 7919

@@ -3,27 +3,32 @@
 from __future__ import annotations
 
 import json
+import math
+from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from activations_cache.harvest import HarvestProgress, estimate, harvest, weights_hash
+from activations_cache.harvest import HarvestProgress, estimate, harvest, probe, weights_hash
 from activations_cache.panel import read_profile
+from activations_cache.places import Place, place_of, point_to
 from activations_cache.sources.base import ActivationSource, HarvestInputs
 from activations_cache.splits import SplitConfig
 from assay.stages import Context
+from sae.errors import StoreError
 
 
 def make_store(context: Context, out: Path) -> None:
     """Harvest the model's activations."""
-    _harvest(context, out, context.folder / "model")
+    _harvest(context, out, context.folder / "model", stage="harvest")
 
 
 def make_twin_store(context: Context, out: Path) -> None:
     """Harvest the twin's activations."""
-    _harvest(context, out, context.folder / "twin" / "model")
+    _harvest(context, out, context.folder / "twin" / "model", stage="harvest twin")
 
 
-def _source(context: Context, model_folder: Path) -> ActivationSource:
+def _source(context: Context, model_folder: Path, stage: str) -> ActivationSource:
     """Build the configured source; `model_folder` holds the fitted model or its twin, where there is one."""
     config = context.config
     assert config.harvest is not None
@@ -44,22 +49,56 @@ def _source(context: Context, model_folder: Path) -> ActivationSource:
         split=SplitConfig() if config.panel is None else config.panel.split,
         provenance=provenance,
     )
-    return config.source.build(inputs=inputs)
+    source = config.source.build(inputs=inputs)
+    source.provenance = {**source.provenance, **_origin(context, stage)}
+    return source
 
 
-def _harvest(context: Context, out: Path, model_folder: Path) -> None:
-    config = context.config
+def _origin(context: Context, stage: str) -> dict[str, Any]:
+    """Return what a store says of how it came about: versions, configuration, hashes of data and stages before."""
+    inputs = json.loads((context.folder / "run.json").read_text())["stages"][stage]["inputs"]
+    sections = ("source", "model", "seed")
+    return {
+        "versions": {package: version(package) for package in ("assay", "torch", "transformers")},
+        "config": {name: inputs[name] for name in sections if name in inputs},
+        "data": {name: mark for name, mark in inputs.items() if name.startswith(("file ", "after "))},
+    }
+
+
+def _harvest(context: Context, out: Path, model_folder: Path, *, stage: str) -> None:
+    config, world = context.config, context.world
     assert config.harvest is not None
-    source = _source(context, model_folder)
+    source = _source(context, model_folder, stage)
+    if config.harvest.store:
+        _point(out, place_of(config.harvest.store) / out.relative_to(context.folder).as_posix())
     cost = estimate(source, config.harvest.layout, out)
-    widths = ", ".join(f"{h} ({d})" for h, d in source.hooks.items())
-    context.console.note(
-        f"{cost.rows:,} rows of {widths}: {cost.bytes / 1e6:,.0f} MB, {cost.free / 1e9:.0f} GB free"
-    )
+    if world.is_main and cost.left:
+        widths = ", ".join(f"{h} ({d})" for h, d in source.hooks.items())
+        seconds = probe(source, world) * cost.left / cost.rows
+        context.console.note(
+            f"{cost.left:,} rows of {widths}: {cost.bytes * cost.left / cost.rows / 1e6:,.0f} MB, about "
+            f"{timedelta(seconds=math.ceil(seconds))} by its first batches"
+            + ("" if cost.free is None else f", {cost.free / 1e9:.0f} GB free")
+        )
     with context.console.bar("rows") as bar:
 
         def report(p: HarvestProgress) -> None:
             bar(p.rows, p.total, p.text)
 
-        harvest(source, out, config.harvest, seed=config.seed, world=context.world, report=report)
-    source.write_truth(context.folder / "truth")
+        harvest(source, out, config.harvest, seed=config.seed, world=world, report=report)
+    if world.is_main:
+        source.write_truth(context.folder / "truth")
+
+
+def _point(out: Path, place: Place) -> None:
+    """Let a file in the run folder stand for the store, which lies elsewhere."""
+    # in this order: another process points first and begins the store then
+    begun = (place / "zarr.json").size() is not None
+    if out.exists():
+        return
+    if begun:
+        raise StoreError(
+            f"{place} holds a store already, of other inputs or another run",
+            do="remove it (`aws s3 rm --recursive` for s3://), or give harvest.store another place",
+        )
+    point_to(out, place)

@@ -18,7 +18,8 @@ from numpy import ndarray
 from sae.errors import ConceptError
 
 from .evaluation import WORKER, columns_of, make_job, make_task
-from .language import Concept, ConceptLibrary, NotApplicable, load_concepts
+from .language import load_concepts
+from .library import Concept, ConceptLibrary, NotApplicable
 from .redundancy import nearest
 from .safety import run_child
 

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 
 from sae.errors import ConceptError
 
-from .language import Concept
+from .library import Concept
 from .query import Plan, select
 from .safety import run_child
 

@@ -14,7 +14,8 @@ from pydantic import ValidationError
 from activations_cache.sql import connect, load_table, lock, quote
 from sae.errors import ConceptError
 
-from .language import NAME, RESERVED, ConceptInfo
+from .language import RESERVED
+from .library import NAME, ConceptInfo
 from .safety import read_yaml
 
 

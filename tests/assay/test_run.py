@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,7 +31,7 @@ fit: {{epochs: 2, batch_rows: 512}}
 harvest: {{hooks: [layers.0]}}
 sae: {{kind: topk, d_sae: 48, k: 4}}
 train: {{rows: 40000, batch_size: 256, checkpoint_every: 40}}
-evaluate: {{}}
+evaluate: {{segments: {{bkt: [1, 3]}}}}
 concepts:
   paths: [{root}/configs/concepts/credit.yaml]
   tables:
@@ -93,6 +94,8 @@ def test_a_run_leaves_every_artefact_and_says_where(finished):
     summary = json.loads((run / "labels" / "summary.json").read_text())
     assert summary["fidelity"]["auc_model"] is not None
     assert set(summary["baselines"]) == {"raw_column", "twin"}
+    fidelity = json.loads(next(run.glob("sae/*/evaluation.json")).read_text())["fidelity"]
+    assert sum(part["rows"] for part in fidelity["segments"]["bkt"]) == fidelity["entities"]
 
 
 @pytest.mark.xdist_group("run")
@@ -215,6 +218,32 @@ def test_concepts_check_prints_every_concept(finished):
         assert name in shown.stdout
 
 
+@pytest.mark.xdist_group("run")
+def test_a_dictionary_goes_out_and_comes_back_with_the_same_labels(finished, tmp_path):
+    config, run, _ = finished
+    copy = shutil.copytree(run, tmp_path / "copy")
+    for name in ("saelens", "dictionary_learning", "sparsify"):
+        done = assay("export", run, "--format", name, "--out", tmp_path / name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    elsewhere = [f"out={copy}", "sae=null", "train=null", f"dictionary.path={tmp_path / 'saelens'}"]
+    done = assay("run", config, *elsewhere, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "topk with 48 features of 16 dimensions" in done.stdout
+    ours, theirs = (read_table(r / "labels", "features").to_pylist() for r in (run, copy))
+    assert [(f["status"], f["concept"], f["threshold"]) for f in ours] == [
+        (f["status"], f["concept"], f["threshold"]) for f in theirs
+    ]
+    assert {f["learned"] for f in theirs} == {None}
+    bundle = assay("export", copy, "--out", tmp_path / "bundle", cwd=tmp_path)
+    assert bundle.returncode == 0, bundle.stderr
+    assert json.loads((tmp_path / "bundle" / "dictionary.json").read_text())["provenance"]["dictionary"] == (
+        "layers.0-imported"
+    )
+    narrow = assay("run", config, *elsewhere, "model.d_model=24", cwd=tmp_path)
+    assert narrow.returncode == 2
+    assert "d_in 16" in narrow.stderr and "dictionary.hook" in narrow.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -225,9 +254,12 @@ def test_concepts_check_prints_every_concept(finished):
         (["run", "{config}", "panel.path=missing.parquet"], ["missing.parquet"]),
         (["run", "{config}", "device=cuda:7"], ["cuda:7"]),
         (["run", "{config}", "concepts.paths=[no.yaml]"], ["no.yaml"]),
+        (["run", "{config}", "evaluate.segments.nope=[]"], ["evaluate.segments", "nope"]),
         (["inspect", "nowhere"], ["nothing at nowhere"]),
         (["report", "."], ["no run folder"]),
         (["export", "."], ["no run folder"]),
+        (["run", "{config}", "dictionary.path=x"], ["takes the place of sae and train"]),
+        (["run", "{config}", "sae=null", "train=null"], ["needs train, or a dictionary"]),
     ],
 )
 def test_wrong_input_is_one_message_and_code_2(tmp_path, arguments, words):

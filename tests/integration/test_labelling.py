@@ -13,7 +13,7 @@ import sae.architectures  # noqa: F401
 from activations_cache.harvest import HarvestConfig, harvest
 from activations_cache.sources.synthetic import SyntheticSource, SyntheticSourceConfig
 from activations_cache.store import ActivationStore
-from label.concepts.language import ConceptInfo
+from label.concepts.library import ConceptInfo
 from label.config import LabelConfig
 from label.inputs import LabelInputs
 from label.run import label_dictionary

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from activations_cache.panel import Panel, prepare
+from activations_cache.panel import Panel
+from activations_cache.prepare import prepare
 from assay.config import RunConfig
 from label.tables import read_table
 from sae.config import load_config

@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from activations_cache.hooks import capture
-from activations_cache.panel import Panel, PanelConfig, prepare
+from activations_cache.panel import Panel, PanelConfig
+from activations_cache.prepare import prepare
 from activations_cache.reference.credit_transformer import CreditTransformer
 from activations_cache.reference.histories import collate, model_config
 from label.bundle import verify_bundle, write_bundle

@@ -15,7 +15,8 @@ from rich.console import Console
 from scipy.stats import spearmanr
 
 from label.concepts.check import CheckReport, check_concepts, check_library, leaking
-from label.concepts.language import Concept, ConceptLibrary, load_concepts
+from label.concepts.language import load_concepts
+from label.concepts.library import Concept, ConceptLibrary
 from label.concepts.redundancy import nearest, similarities
 from label.concepts.rendering import render
 from label.concepts.windows import Frame

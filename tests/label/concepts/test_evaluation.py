@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from label.concepts.evaluation import WORKER, columns_of, evaluate_concepts, make_job, make_task
-from label.concepts.language import Concept, load_concepts
+from label.concepts.language import load_concepts
+from label.concepts.library import Concept
 from label.concepts.safety import run_child
 from sae.errors import ConceptError
 
