@@ -149,7 +149,7 @@ def _run(arguments: argparse.Namespace) -> None:
     # the same seed, machine and thread count give the same bits
     torch.use_deterministic_algorithms(True)
     # nothing reads what it did not write, and filling it costs a training step a twentieth
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if config.train is not None and arguments.until not in ("fit", "harvest"):
         world = config.train.mesh.world(config.device)
     else:

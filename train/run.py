@@ -156,6 +156,7 @@ def train_saes(
         seed=row_seed,
         world=world,
         run_length=run_length,
+        settings=runs[0].config.loader,
     )
     try:
         inputs = Inputs(loader, mean.to(world.device), moments.scale)

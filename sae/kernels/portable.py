@@ -254,7 +254,9 @@ def cut(codes: SparseCodes, total: int, world: World) -> SparseCodes:
     values = torch.cat(everywhere)
     if len(values) <= total:
         return codes
-    smallest = values.kthvalue(len(values) - total + 1).values
+    place = len(values) - total
+    # kthvalue has no deterministic form on a GPU, where sorting is quick
+    smallest = values.sort().values[place] if values.is_cuda else values.kthvalue(place + 1).values
     above = int((~(values <= smallest)).sum())
     spent = sum(int((part == smallest).sum()) for part in everywhere[: world.rank])
     ties = (codes.values == smallest).nonzero().squeeze(1)[: max(0, total - above - spent)]

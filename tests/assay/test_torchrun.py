@@ -127,8 +127,18 @@ def test_four_processes_harvest_what_one_does(config, capsys):
     np.testing.assert_array_equal(rows_of(store), np.arange(N))
     inspect(store, Console(), verify=True)
     said = capsys.readouterr().out
-    for part in (": complete", f"{N:,} rows, {ENTITIES} entities", "weights: ", '"assay": ', "file slow_rows.py",
-                 '"pause": 0.0', "data licence: for tests", "deleted after: 2031-12-31", "every checksum is right"):  # fmt: skip
+    parts = (
+        ": complete",
+        f"{N:,} rows, {ENTITIES} entities",
+        "weights: ",
+        '"assay": ',
+        "file slow_rows.py",
+        '"pause": 0.0',
+        "data licence: for tests",
+        "deleted after: 2031-12-31",
+        "every checksum is right",
+    )
+    for part in parts:
         assert part in said
     finish(start("harvest", config, f"out={config.parent / 'one'}", processes=1))
     np.testing.assert_array_equal(rows_of(config.parent / "one/activations.zarr"), np.arange(N))

@@ -132,3 +132,22 @@ def test_rows_that_do_not_vary_are_refused(tmp_path):
         train_sae(
             path, CONFIG, TRAIN, tmp_path / "out", hook=HOOK, work=tmp_path / "work", seed=0, world=World()
         )
+
+
+def test_settings_of_the_loader_reach_it(store, tmp_path):
+    def weights(name, loader):
+        config = TrainConfig.model_validate({"rows": 2560, "loader": loader})
+        train_sae(
+            store,
+            CONFIG,
+            config,
+            tmp_path / name,
+            hook=HOOK,
+            work=tmp_path / f"{name}.work",
+            seed=0,
+            world=World(),
+        )
+        return load_sae(tmp_path / name).W_enc
+
+    assert torch.equal(weights("plain", {}), weights("threads", {"threads": 1}))
+    assert not torch.equal(weights("again", {}), weights("capped", {"entity_rows": 3}))
