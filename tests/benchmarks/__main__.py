@@ -7,7 +7,7 @@
 import runpy
 import sys
 
-for name in ("step", "store"):
+for name in ("step", "store", "harvest", "memory", "kill"):
     print(f"\n== {name}", flush=True)
     sys.argv = [name]
     runpy.run_module(f"tests.benchmarks.{name}", run_name="__main__")
