@@ -33,7 +33,10 @@ CHECKED = (
         f"label.{m}"
         for m in ("statistics", "confirm", "groups", "baselines", "targets", "evidence", "discover")
     ]
-    + [f"activations_cache.{m}" for m in ("buffer", "store", "chunks", "shards", "moments", "loader", "splits")]
+    + [
+        f"activations_cache.{m}"
+        for m in ("buffer", "store", "chunks", "shards", "moments", "loader", "splits")
+    ]
     + [f"activations_cache.reference.{m}" for m in ("credit_transformer", "histories", "scores", "baseline")]
 )
 install_import_hook(CHECKED, "beartype.beartype")
