@@ -164,10 +164,10 @@ def count_traffic(world: World, work: Path, kind: str, sizes: dict[str, int], ba
         lr=1e-4, log_every=10**6, checkpoint_every=10**6,
     )  # fmt: skip
     for _ in range(10):
-        run._step()
+        run.step(run.inputs.next(), run.inputs.loader.state_dict())
     world.traffic.clear()
     for _ in range(10):
-        run._step()
+        run.step(run.inputs.next(), run.inputs.loader.state_dict())
     sent = dict.fromkeys(("data", "feature", "all"), 0)
     for (axis, _), count in world.traffic.items():
         sent[axis] += count // 10

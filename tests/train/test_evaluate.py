@@ -24,7 +24,7 @@ def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("store") / "activations.zarr"
     with StoreWriter(path, hooks={HOOK: D_IN}, layout=StoreLayout(), seed=0, provenance={}) as writer:
         writer.append(
-            {HOOK: torch.from_numpy(x).float()},
+            {HOOK: x.astype(np.float32)},
             entity=entity,
             position=position,
             time=position + 200501,

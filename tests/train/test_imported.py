@@ -26,7 +26,7 @@ def store(tmp_path):
     with StoreWriter(path, hooks=HOOKS, layout=StoreLayout(), seed=0, provenance={}) as writer:
         writer.append(
             {
-                hook: torch.randn(600, d, generator=torch.Generator().manual_seed(d))
+                hook: torch.randn(600, d, generator=torch.Generator().manual_seed(d)).numpy()
                 for hook, d in HOOKS.items()
             },
             entity=n // 6,
