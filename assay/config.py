@@ -13,8 +13,7 @@ from activations_cache.harvest import HarvestConfig
 from activations_cache.models import ModelConfig
 from activations_cache.panel import PanelConfig
 from activations_cache.reference.config import ReferenceConfig
-from activations_cache.reference.fit import FitConfig
-from activations_cache.reference.shape import ModelShape
+from activations_cache.reference.shape import FitConfig, ModelShape
 from activations_cache.sources.base import SourceConfig
 from activations_cache.sources.panel import PanelSourceConfig
 from label.config import ConceptsConfig, LabelConfig

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -13,13 +13,15 @@ from torch import Tensor
 
 from activations_cache.hooks import intercept
 from activations_cache.panel import Panel
-from activations_cache.reference.credit_transformer import CreditTransformer
 from activations_cache.reference.histories import collate
 from activations_cache.reference.predict import judged
 from activations_cache.store import ActivationStore
 from sae.base import SAE
 
 from .statistics.bootstrap import Interval, entity_weights, interval
+
+if TYPE_CHECKING:
+    from activations_cache.reference.credit_transformer import CreditTransformer
 
 _CELLS = 1 << 24
 """Numbers of the stream that one forward pass may hold."""

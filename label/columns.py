@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import torch
 
 from activations_cache.harvest import weights_hash
-from activations_cache.reference.credit_transformer import CreditTransformer
+from activations_cache.reference.shape import load_model
 from activations_cache.sources.panel import PanelSource
 from sae.checkpoint import load_sae
 from sae.errors import CheckpointError, PanelError
@@ -94,7 +94,7 @@ def _source(dictionary: dict[str, Any], model: Path, panel: Path) -> PanelSource
             expected=f"weights {expected}",
             do="give the model folder of the run that the dictionary was exported from",
         )
-    network = CreditTransformer.from_pretrained(model)
+    network = load_model(model)
     source = PanelSource(panel, network, [dictionary["hook"]], provenance={}, seed=0)
     if list(source.panel.columns) != list(network.config.columns):
         raise PanelError(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from activations_cache.panel import Panel
-from activations_cache.reference.credit_transformer import CreditTransformer
+from activations_cache.reference.shape import load_model
 from activations_cache.store import ActivationStore
 from sae.checkpoint import load_sae
 
@@ -181,7 +181,7 @@ class Labelling:
         panel = self._panel()
         if panel is None or self.inputs.model is None or panel.outcome is None:
             return
-        model = CreditTransformer.from_pretrained(self.inputs.model).eval()
+        model = load_model(self.inputs.model)
         store = ActivationStore.open(self.inputs.store)
         stream = Stream.read(
             store,

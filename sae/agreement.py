@@ -8,7 +8,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse import csr_array
 from torch import Tensor
 
@@ -37,6 +36,8 @@ class Pairs(NamedTuple):
 
 def pair(similarity: Float[np.ndarray, "d_a d_b"]) -> Pairs:
     """Match rows with columns so that the summed similarity is largest (Hungarian)."""
+    from scipy.optimize import linear_sum_assignment
+
     a, b = linear_sum_assignment(similarity, maximize=True)
     chosen = similarity[a, b]
     return Pairs(float(chosen.mean()), a, b, chosen)

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from .codes import SparseCodes
@@ -247,6 +246,8 @@ class Match(NamedTuple):
 def match(W_dec: Float[Tensor, "d_sae d_in"], truth: Float[Tensor, "truths d_in"]) -> Match:
     """Match features to true directions so that the summed |cosine| is largest (Hungarian)."""
     cosines = (unit_directions(W_dec) @ unit_directions(truth).T).abs().numpy()
+    from scipy.optimize import linear_sum_assignment
+
     features, truths = linear_sum_assignment(cosines, maximize=True)
     pairs = cosines[features, truths]
     return Match(float(pairs.mean()), features, truths, pairs)

@@ -50,3 +50,8 @@ def uci() -> Path:
     if not path.is_file():
         pytest.skip("no UCI panel: set ASSAY_UCI to panel_long.parquet")
     return path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of several processes: they wait much, and one group of them takes longest."""
+    items.sort(key=lambda item: "tests/distributed" not in item.path.as_posix())

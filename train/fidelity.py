@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,11 +13,11 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 from torch import Tensor
 
+from activations_cache.batching import batches_by_length
 from activations_cache.hooks import capture, intercept
 from activations_cache.panel import Panel
 from activations_cache.reference.baseline import boosted_probabilities
-from activations_cache.reference.credit_transformer import CreditTransformer
-from activations_cache.reference.histories import batches_by_length, collate
+from activations_cache.reference.histories import collate
 from activations_cache.reference.predict import judged
 from activations_cache.reference.scores import auc_difference, discrimination
 from activations_cache.splits import SPLITS
@@ -26,6 +26,9 @@ from sae.dictionary import Dictionary
 
 from .paired import Resamples, changes, probability, recovered, resample
 from .portfolio import Part, periods_of, segments_of
+
+if TYPE_CHECKING:
+    from activations_cache.reference.credit_transformer import CreditTransformer
 
 BATCH_ROWS = 16384
 Change = Callable[[Tensor], Tensor]

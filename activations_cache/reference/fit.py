@@ -10,37 +10,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import Field
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from activations_cache.batching import batches_by_length
 from activations_cache.panel import Panel
-from sae.config import Config
 from sae.errors import PanelError
 
+from .columns import model_config
 from .credit_transformer import CreditTransformer, signed_log
-from .histories import Histories, batches_by_length, collate, model_config
+from .histories import Histories, collate
 from .predict import predict
 from .scores import discrimination
-from .shape import ModelShape
-
-
-class FitConfig(Config):
-    """How the reference model is trained."""
-
-    epochs: int = Field(default=12, ge=1)
-    """At most this many passes over the fit entities."""
-    patience: int = Field(default=5, ge=1)
-    """Epochs without improvement on the early-stopping entities after which training ends."""
-    batch_rows: int = Field(default=1024, ge=1)
-    """Padded positions of a batch."""
-    lr: float = Field(default=2e-3, gt=0)
-    """Peak learning rate of AdamW."""
-    weight_decay: float = Field(default=0.05, ge=0)
-    """Decoupled weight decay of the matrices."""
-    next_weight: float = Field(default=0.1, ge=0)
-    """Weight of forecasting the next row's columns beside the outcome's log loss."""
+from .shape import FitConfig, ModelShape
 
 
 class FitProgress(NamedTuple):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from .chain import BoolArray, FloatArray, IntArray
 from .config import ReferenceConfig
@@ -95,7 +95,7 @@ def draw_people(rng: np.random.Generator, config: ReferenceConfig, n: int) -> Pe
     protected = rng.random(n) < config.protected_share
     cumulative = np.cumsum(region_probabilities(), axis=1)[protected.astype(np.int64), :-1]
     region = (rng.random(n)[:, None] >= cumulative).sum(axis=1)
-    shift = np.sqrt(2.0) * float(norm.ppf(MERCHANT_AUC))
+    shift = np.sqrt(2.0) * float(ndtri(MERCHANT_AUC))
     merchant = 1.0 / (1.0 + np.exp(-rng.normal(0.0, 1.0, n) - shift * protected))
     entry, last, left, mob = _tenure(rng, config, n)
     afford = rng.normal(0.0, 1.0, n) + (np.log(0.9) / INCOME_SD) * protected * (config.world == 1)

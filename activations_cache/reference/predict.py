@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from activations_cache.batching import batches_by_length
 from activations_cache.panel import Panel
 
-from .credit_transformer import CreditTransformer
-from .histories import Histories, batches_by_length, collate
+from .histories import Histories, collate
 from .scores import Discrimination, discrimination
+
+if TYPE_CHECKING:
+    from .credit_transformer import CreditTransformer
 
 
 def predict(

@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 
 
 class Discrimination(NamedTuple):
@@ -38,6 +37,8 @@ def auc(truth: Float[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float
     n0 = len(truth) - n1
     if not n0 or not n1:
         return float("nan")
+    from scipy.stats import rankdata
+
     return float((rankdata(score)[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 

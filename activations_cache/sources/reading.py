@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from activations_cache.batching import batches_by_length
 from activations_cache.hooks import capture, resolve_hooks
 from activations_cache.inputs import ModelInputs, PanelAdapter
 from activations_cache.panel import Panel
-from activations_cache.reference.histories import batches_by_length
 from activations_cache.splits import SPLITS, SplitConfig, assign_splits, hash_uniform
 from sae.errors import ConfigError
 from sae.world import World

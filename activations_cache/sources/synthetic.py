@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float
 from pydantic import Field
 from safetensors.numpy import save_file
-from scipy.optimize import brentq
 
 from activations_cache.splits import SplitConfig, assign_splits, hash_uniform
 from sae.world import World
@@ -137,5 +136,7 @@ def _prevalences(config: SyntheticSourceConfig) -> Float[np.ndarray, " n"]:
 
     lowest, highest = at(60.0).sum(), at(1 / 60.0).sum()
     target = float(np.clip(config.l0, lowest, highest))
+    from scipy.optimize import brentq
+
     power = brentq(lambda q: at(float(np.exp(q))).sum() - target, -np.log(60.0), np.log(60.0))
     return at(float(np.exp(power)))

@@ -14,10 +14,10 @@ from jaxtyping import Bool, Int
 from pydantic import Field
 from torch import nn
 
+from activations_cache.batching import cut_by_length
 from activations_cache.documents import Documents, open_documents
 from activations_cache.inputs import ModelInputs
 from activations_cache.models import PretrainedConfig, module_hash
-from activations_cache.reference.histories import cut_by_length
 from activations_cache.splits import SplitConfig
 from activations_cache.tables import find_files
 from sae.errors import ConfigError

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from activations_cache.models import PretrainedConfig
-from activations_cache.reference.credit_transformer import CreditTransformer
+from activations_cache.reference.shape import load_model
 from activations_cache.sources.base import HarvestInputs
 from activations_cache.sources.reading import ModelSource
 from activations_cache.sources.text import TextSourceConfig
@@ -62,7 +62,7 @@ def measure(context: Context, name: str) -> dict[str, Any]:
         k = max(1, round(record[splits[0]]["l0"]))
         record["baselines"] = evaluate_baselines(store, context.hook, splits, k=k, seed=context.config.seed)
     if context.config.fits_model:
-        model = CreditTransformer.from_pretrained(context.folder / "model").eval().to(context.world.device)
+        model = load_model(context.folder / "model").to(context.world.device)
         assert context.config.evaluate is not None
         record["fidelity"] = evaluate_fidelity(
             model,

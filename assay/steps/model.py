@@ -10,11 +10,9 @@ import torch
 
 from activations_cache.panel import Panel
 from activations_cache.prepare import prepare
-from activations_cache.reference.credit_transformer import CreditTransformer
-from activations_cache.reference.fit import FitProgress, fit
 from activations_cache.reference.generator import generate
 from activations_cache.reference.predict import evaluate
-from activations_cache.reference.shape import ModelShape, reinitialised
+from activations_cache.reference.shape import ModelShape, load_model, reinitialised
 from assay.stages import Context
 
 TWIN_SEED = 7919
@@ -41,6 +39,8 @@ def make_panel(context: Context, out: Path) -> None:
 
 def make_model(context: Context, out: Path) -> None:
     """Fit the reference model and say how well it ranks entities it never saw."""
+    from activations_cache.reference.fit import FitProgress, fit
+
     config = context.config
     assert isinstance(config.model, ModelShape) and config.fit is not None
     panel = Panel.open(context.folder / "panel")
@@ -76,7 +76,7 @@ def make_model(context: Context, out: Path) -> None:
 
 def make_twin_model(context: Context, out: Path) -> None:
     """Draw the model's weights anew."""
-    model = CreditTransformer.from_pretrained(context.folder / "model")
+    model = load_model(context.folder / "model")
     reinitialised(model, context.config.seed + TWIN_SEED).save_pretrained(out)
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.stats import norm
+from scipy.special import ndtr, ndtri
 
 
 class EntitySums(NamedTuple):
@@ -37,7 +37,7 @@ def score_statistic(sums: EntitySums) -> float:
 
 def p_value(statistic: Float[np.ndarray, " n"], inflation: float = 1.0) -> Float[np.ndarray, " n"]:
     """Return one-sided p-values, the statistic shrunk by sqrt(inflation) where the null is wider than normal."""
-    p: np.ndarray = norm.sf(np.asarray(statistic) / np.sqrt(max(1.0, inflation)))
+    p: np.ndarray = ndtr(-np.asarray(statistic) / np.sqrt(max(1.0, inflation)))
     return p
 
 
@@ -60,8 +60,8 @@ def calibration(null: Float[np.ndarray, " n"]) -> Calibration:
     null = null[null != 0]
     if not len(null):
         return Calibration(0, float("nan"), 1.0)
-    tail = max(float(np.quantile(null, 0.95)), 0.0) / float(norm.ppf(0.95))
-    return Calibration(len(null), float((norm.sf(null) < 0.05).mean()), max(1.0, tail**2))
+    tail = max(float(np.quantile(null, 0.95)), 0.0) / float(ndtri(0.95))
+    return Calibration(len(null), float((ndtr(-null) < 0.05).mean()), max(1.0, tail**2))
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -150,7 +150,7 @@ def test_four_processes_harvest_what_one_does(config, capsys):
 @pytest.mark.parametrize("blow", ["interrupt", "kill one"])
 def test_what_was_committed_is_there_after(config, blow):
     store = config.parent / "run/activations.zarr"
-    job = start("harvest", config, "source.arguments.pause=0.05", processes=2)
+    job = start("harvest", config, "source.arguments.pause=0.03", processes=2)
     wait_for_commits(store, range(2))
     children = list(workers(job.pid))
     assert len(children) == 2
@@ -165,6 +165,6 @@ def test_what_was_committed_is_there_after(config, blow):
     before = ActivationStore.open(store, allow_incomplete=True)
     assert not before.complete and before.n_rows > 0
     kept = {path: path.read_bytes() for path in store.glob("w*/commits/*.json")}
-    finish(start("harvest", config, "source.arguments.pause=0.05", processes=1))
+    finish(start("harvest", config, "source.arguments.pause=0.03", processes=1))
     assert all(path.read_bytes() == data for path, data in kept.items())
     np.testing.assert_array_equal(rows_of(store), np.arange(N))

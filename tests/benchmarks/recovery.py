@@ -43,6 +43,10 @@ class Planted:
 
     def raw(self, rows: int) -> torch.Tensor:
         """Draw rows in their own units."""
+        return self.raw_with_fires(rows)[0]
+
+    def raw_with_fires(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw rows in their own units, and which directions fire on each."""
         fires = torch.rand(rows, D_SAE, generator=self.rng) < self.p
         feature = fires.nonzero()[:, 1]
         size = 1 + torch.rand(len(feature), generator=self.rng)
@@ -50,7 +54,7 @@ class Planted:
         x = torch.nn.functional.embedding_bag(
             feature, self.directions, offsets, mode="sum", per_sample_weights=size, include_last_offset=True
         )
-        return x + 0.05 * torch.randn(rows, D_IN, generator=self.rng)
+        return x + 0.05 * torch.randn(rows, D_IN, generator=self.rng), fires
 
     def next(self, rows: int) -> torch.Tensor:
         """Draw scaled rows, as training sees them."""

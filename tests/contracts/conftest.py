@@ -8,13 +8,13 @@ import torch
 from safetensors.numpy import save_file
 from safetensors.torch import save_file as save_torch
 
-import activations_cache.reference.fit
+import activations_cache.reference.shape
 import activations_cache.sources  # noqa: F401 - registers the kinds
 from activations_cache.models import ModelConfig
 from activations_cache.panel import Panel, PanelConfig
 from activations_cache.prepare import prepare
+from activations_cache.reference.columns import model_config
 from activations_cache.reference.credit_transformer import CreditTransformer
-from activations_cache.reference.histories import model_config
 from activations_cache.sources import reading, text
 from activations_cache.sources.base import HarvestInputs, SourceConfig
 from sae.config import parse_config

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 
-import activations_cache.reference.fit
+import activations_cache.reference.shape
 import activations_cache.sources  # noqa: F401 - registers the kinds
 from activations_cache.models import ModelConfig
 from activations_cache.sources.base import SourceConfig

@@ -17,8 +17,9 @@ import torch
 from activations_cache.hooks import capture
 from activations_cache.panel import Panel, PanelConfig
 from activations_cache.prepare import prepare
+from activations_cache.reference.columns import model_config
 from activations_cache.reference.credit_transformer import CreditTransformer
-from activations_cache.reference.histories import collate, model_config
+from activations_cache.reference.histories import collate
 from label.bundle import verify_bundle, write_bundle
 from label.columns import feature_columns
 from label.naming import column_name

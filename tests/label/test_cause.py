@@ -21,8 +21,8 @@ from tests.activations_cache.reference.test_credit_transformer import SHAPE, mak
 @pytest.fixture(scope="module")
 def case(tmp_path_factory):
     """A small model whose default head reads one direction of the stream; features along it and across it."""
+    from activations_cache.reference.columns import model_config
     from activations_cache.reference.credit_transformer import CreditTransformer
-    from activations_cache.reference.histories import model_config
 
     folder = tmp_path_factory.mktemp("cause")
     panel = make_panel(folder, n=600)

@@ -11,8 +11,9 @@ from sklearn.metrics import roc_auc_score
 
 from activations_cache.panel import Panel, PanelConfig
 from activations_cache.prepare import prepare
+from activations_cache.reference.columns import model_config
 from activations_cache.reference.credit_transformer import CreditTransformer
-from activations_cache.reference.histories import collate, model_config
+from activations_cache.reference.histories import collate
 from activations_cache.reference.shape import ModelShape
 from activations_cache.splits import SPLITS
 from sae.baselines import fit_baseline

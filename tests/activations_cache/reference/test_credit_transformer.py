@@ -8,15 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from activations_cache.batching import batches_by_length
 from activations_cache.panel import Panel, PanelConfig
 from activations_cache.prepare import prepare
 from activations_cache.reference.baseline import boosted_probabilities
+from activations_cache.reference.columns import knots_of, model_config
 from activations_cache.reference.credit_transformer import CreditTransformer
-from activations_cache.reference.fit import FitConfig, fit
-from activations_cache.reference.histories import batches_by_length, collate, knots_of, model_config
+from activations_cache.reference.fit import fit
+from activations_cache.reference.histories import collate
 from activations_cache.reference.predict import evaluate, predict
 from activations_cache.reference.scores import auc, auc_difference, discrimination
-from activations_cache.reference.shape import ModelShape, reinitialised
+from activations_cache.reference.shape import FitConfig, ModelShape, reinitialised
 
 SHAPE = ModelShape(d_model=32, n_layers=2, n_heads=2, d_ff=64, dropout=0.0)
 CPU = torch.device("cpu")

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from label.concepts.windows import Frame
 from sae.errors import ConceptError
 
 Write = Callable[..., Path]
-UCI = Path(os.environ.get("ASSAY_UCI", Path(__file__).parents[4] / "shared" / "data" / "uci_default"))
 
 
 def smuggle(concept: Concept, sql: str, **frames: Frame) -> Concept:
@@ -178,11 +176,8 @@ def test_wrong_panels(write: Write, panel: Path, tmp_path: Path) -> None:
             check_concepts([path], tmp_path / wrong, "mortgage")
 
 
-@pytest.mark.skipif(
-    not (UCI / "panel_long.parquet").exists(), reason="no UCI data: set ASSAY_UCI to its folder"
-)
-def test_uci(credit: Path, uci_status: Path, tmp_path: Path) -> None:
-    raw = pq.read_table(UCI / "panel_long.parquet").slice(0, 12_000)
+def test_uci(uci: Path, credit: Path, uci_status: Path, tmp_path: Path) -> None:
+    raw = pq.read_table(uci).slice(0, 12_000)
     raw = raw.sort_by([("client_id", "ascending"), ("t", "ascending")])
     status = pc.cast(raw.column("pay_status"), pa.float64())
     columns = {
