@@ -83,7 +83,6 @@ def _memory(found: Estimate, machine: Machine) -> Table:
     table.add_row(f"sum, of {_gib(machine.memory)} of {machine.name}", _gib(sum(found.device.values())))
     for name, size in found.host.items():
         table.add_row(f"host: {name}", _gib(size))
-    table.add_row("host: at the start, the whole dictionary", _gib(found.start))
     table.add_row("host: at the end, on the first rank", _gib(found.end))
     return table
 

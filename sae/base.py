@@ -20,7 +20,7 @@ from .geometry import geometric_median, normalise_rows_, project_rows_, unit_row
 from .kernels import Kernels, find_kernels
 from .kernels.sharded import sharded
 from .losses import auxk, reconstruction
-from .world import World
+from .world import ALONE, World
 
 
 class Batch(NamedTuple):
@@ -77,8 +77,14 @@ class SAEConfig(Family):
     start: Literal["mean", "geometric_median"] = "mean"
     """Where b_dec starts; the mean of scaled inputs is zero, the geometric median resists outliers."""
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> SAE:
-        """Return a freshly initialised dictionary on the generator's device."""
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> SAE:
+        """Return a freshly initialised dictionary on the generator's device: this rank's share of its features.
+
+        Raises
+        ------
+        ConfigError
+            The ranks along `feature` do not divide d_sae.
+        """
         raise NotImplementedError(f"{type(self).__name__} names the family; build one of its kinds")
 
 
@@ -95,6 +101,8 @@ class SAE(nn.Module, ABC):
         Width of the activations.
     generator
         Source of the initial directions.
+    world
+        Who else computes. Ranks along `feature` hold equal and consecutive shares of the features, by rank.
 
     Attributes
     ----------
@@ -109,9 +117,9 @@ class SAE(nn.Module, ABC):
     precision : str
         What the encoder's product proposes codes in, `fp32` or `bf16`; training sets it, and it is not saved.
     d_sae, first_feature : int
-        Features that this process holds and the number of their first; all of them unless it was sharded.
+        Features that this process holds and the number of their first.
     world : World
-        Who holds the others; see `shard_`.
+        Who holds the others.
     replicated : frozenset[str]
         Parameters and buffers with a first dimension that does not count features; all shards hold them.
     reads_previous : bool
@@ -121,19 +129,20 @@ class SAE(nn.Module, ABC):
     replicated: ClassVar[frozenset[str]] = frozenset({"b_dec"})
     reads_previous: ClassVar[bool] = False
 
-    def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator) -> None:
+    def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator, world: World) -> None:
         super().__init__()
         self.config = config
         self.d_in = d_in
-        self.d_sae = config.d_sae
+        self.d_sae = _share(config.d_sae, world.axes["feature"])
         self.folded = False
         self.kernel_name = "auto"
         self.precision = "fp32"
-        self.first_feature = 0
-        self.world = World()
-        directions = unit_rows(config.d_sae, d_in, generator=generator)
+        self.first_feature = world.coordinate("feature") * self.d_sae
+        self.world = world
+        part = range(self.first_feature, self.first_feature + self.d_sae)
+        directions = unit_rows(config.d_sae, d_in, generator=generator, part=part)
         self.W_enc = nn.Parameter(directions.clone())
-        self.b_enc = nn.Parameter(directions.new_zeros(config.d_sae))
+        self.b_enc = nn.Parameter(directions.new_zeros(self.d_sae))
         self.W_dec = nn.Parameter(directions)
         self.b_dec = nn.Parameter(directions.new_zeros(d_in))
 
@@ -181,28 +190,6 @@ class SAE(nn.Module, ABC):
             for name, value in self.state_dict(keep_vars=True).items()
             if value.ndim and name not in self.replicated
         }
-
-    @torch.no_grad()
-    def shard_(self, world: World) -> None:
-        """Keep this rank's share of the features only, in place; for a whole dictionary.
-
-        Shards are equal and consecutive, by rank along `feature`.
-
-        Raises
-        ------
-        ConfigError
-            The ranks along `feature` do not divide d_sae.
-        """
-        shards = world.axes["feature"]
-        if self.d_sae % shards:
-            raise ConfigError(
-                f"{self.d_sae} features cannot be spread evenly over {shards} processes",
-                expected=f"sae.d_sae = {math.ceil(self.d_sae / shards) * shards}, or another train.mesh.feature",
-            )
-        self.world, self.d_sae = world, self.d_sae // shards
-        self.first_feature = world.coordinate("feature") * self.d_sae
-        for value in self.per_feature().values():
-            value.data = value.data[self.first_feature : self.first_feature + self.d_sae].clone()
 
     def start_at(self, rows: Float[Tensor, "rows d_in"]) -> None:
         """Place b_dec by a sample of scaled inputs, as `config.start` says; before the first step only."""
@@ -270,3 +257,13 @@ class InferenceOnly(SAE):
             f"{self.config.kind} dictionaries are not trained here, only read",
             do="choose another sae.kind; jumprelu and batch_topk are what replaced it",
         )
+
+
+def _share(d_sae: int, shards: int) -> int:
+    """Return how many features each of some ranks holds."""
+    if d_sae % shards:
+        raise ConfigError(
+            f"{d_sae} features cannot be spread evenly over {shards} processes",
+            expected=f"sae.d_sae = {math.ceil(d_sae / shards) * shards}, or another train.mesh.feature",
+        )
+    return d_sae // shards

@@ -11,12 +11,26 @@ ROWS_AT_ONCE = 512
 
 
 def unit_rows(
-    rows: int, d_in: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32
-) -> Float[Tensor, "rows d_in"]:
-    """Return directions drawn uniformly from the sphere."""
-    W = torch.randn(rows, d_in, generator=generator, dtype=dtype, device=generator.device)
-    norms: Tensor = torch.linalg.vector_norm(W, dim=1, keepdim=True)
-    return W / norms
+    rows: int, d_in: int, *, generator: torch.Generator, part: range | None = None
+) -> Float[Tensor, "part d_in"]:
+    """Return directions drawn uniformly from the sphere.
+
+    With `part`, only those of the rows: they have the same bits, and the others are drawn and forgotten a few at a
+    time, so that a shard never holds more than itself.
+    """
+    part = range(rows) if part is None else part
+    W = torch.empty(len(part), d_in, device=generator.device)
+    for first in range(0, part.stop, ROWS_AT_ONCE):
+        drawn = torch.randn(
+            min(ROWS_AT_ONCE, rows - first), d_in, generator=generator, device=generator.device
+        )
+        low, high = max(first, part.start), min(first + len(drawn), part.stop)
+        if low < high:
+            kept = drawn[low - first : high - first]
+            W[low - part.start : high - part.start] = kept / torch.linalg.vector_norm(
+                kept, dim=1, keepdim=True
+            )
+    return W
 
 
 def unit_directions(W: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:

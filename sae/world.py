@@ -143,6 +143,10 @@ class World:
         return value
 
 
+ALONE = World()
+"""One process on the CPU."""
+
+
 @dataclass(frozen=True)
 class ProcessWorld(World):
     """Several processes; they connect at the first collective, so a job without one needs no network.

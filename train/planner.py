@@ -114,8 +114,8 @@ class Estimate:
         Which.
     device, host
         Bytes held while training, by part; without a GPU both lie in one memory.
-    start, end
-        Bytes of host memory before the shards are cut, and while the whole dictionary is saved.
+    end
+        Bytes of host memory on the first rank while the whole dictionary is saved.
     peak_host
         Most of the host's memory at any time; without a GPU all is in it.
     sent
@@ -131,7 +131,6 @@ class Estimate:
     mesh: Mesh
     device: dict[str, float]
     host: dict[str, float]
-    start: float
     end: float
     peak_host: float
     sent: dict[str, float]
@@ -189,20 +188,19 @@ def estimate(job: Job, mesh: Mesh, machine: Machine, *, dead_share: float = DEAD
     dead = math.ceil(dead_share * job.d_sae / mesh.feature)
     device, host = _device_bytes(job, mesh, machine, dead), _host_bytes(job, mesh)
     whole = _FLOAT * job.sharded
-    start = whole + _FLOAT * job.sharded / mesh.feature
     held, training = sum(device.values()), sum(host.values())
     if machine.device != "cuda":
         held, training = 0.0, held + training
     # besides what training holds: the whole dictionary, its folded copy, the file's bytes twice
     end = training - host["checkpoint copy"] + 4 * whole
-    peak = max(start, training, end)
+    peak = max(training, end)
     fits = held <= USABLE * machine.memory and peak <= USABLE * machine.host_memory
     sent = _sent(job, mesh, dead)
     read = job.plan.batch_size / mesh.data * job.row_bytes * (not job.in_memory)
     seconds = _seconds(job, mesh, machine, sent, dead) | {
         "reading": read * min(mesh.ranks, machine.ranks) / machine.read
     }
-    return Estimate(mesh, device, host, start, end, peak, sent, read, seconds, fits)
+    return Estimate(mesh, device, host, end, peak, sent, read, seconds, fits)
 
 
 def layouts(job: Job, ranks: int) -> list[Mesh]:

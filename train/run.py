@@ -187,8 +187,7 @@ def train_saes(
 
 
 def _build(run: Run, d_in: int, world: World) -> SAE:
-    sae = run.sae.build(d_in, generator=torch.Generator().manual_seed(run.seed))
-    sae.shard_(world)
+    sae = run.sae.build(d_in, generator=torch.Generator().manual_seed(run.seed), world=world)
     sae.to(world.device)
     sae.precision = find_precision(run.config.precision, world.device)
     return sae

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sae.base import SAE, Batch, Losses, SAEConfig
 from sae.codes import SparseCodes
-from sae.world import World
+from sae.world import ALONE, World
 
 EMA = 0.999
 """How much of the threshold's running mean a step keeps."""
@@ -23,9 +23,9 @@ class BatchTopKConfig(SAEConfig):
 
     kind: Literal["batch_topk"] = "batch_topk"
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> BatchTopK:
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> BatchTopK:
         """Return a freshly initialised BatchTopK dictionary."""
-        return BatchTopK(self, d_in, generator=generator)
+        return BatchTopK(self, d_in, generator=generator, world=world)
 
 
 class BatchTopK(SAE):
@@ -53,8 +53,8 @@ class BatchTopK(SAE):
     threshold: Tensor
     threshold_weight: Tensor
 
-    def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator) -> None:
-        super().__init__(config, d_in, generator=generator)
+    def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator, world: World) -> None:
+        super().__init__(config, d_in, generator=generator, world=world)
         self.register_buffer("threshold", torch.zeros((), device=generator.device))
         self.register_buffer("threshold_weight", torch.zeros((), device=generator.device))
 

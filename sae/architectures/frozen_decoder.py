@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from sae.base import Losses, SAEConfig
-from sae.world import World
+from sae.world import ALONE, World
 
 from .batch_topk import BatchTopK
 
@@ -21,9 +21,9 @@ class FrozenDecoderConfig(SAEConfig):
     min_cosine: float = Field(1.0, gt=0, le=1)
     """Cosine with its random start that a decoder row keeps at least; 1 = frozen, 0.8 = the published soft control."""
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> FrozenDecoder:
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> FrozenDecoder:
         """Return a freshly initialised control."""
-        return FrozenDecoder(self, d_in, generator=generator)
+        return FrozenDecoder(self, d_in, generator=generator, world=world)
 
 
 class FrozenDecoder(BatchTopK):
@@ -46,8 +46,10 @@ class FrozenDecoder(BatchTopK):
     W_start: Tensor
     config: FrozenDecoderConfig
 
-    def __init__(self, config: FrozenDecoderConfig, d_in: int, *, generator: torch.Generator) -> None:
-        super().__init__(config, d_in, generator=generator)
+    def __init__(
+        self, config: FrozenDecoderConfig, d_in: int, *, generator: torch.Generator, world: World
+    ) -> None:
+        super().__init__(config, d_in, generator=generator, world=world)
         if config.min_cosine < 1:
             self.register_buffer("W_start", self.W_dec.detach().clone())
         else:

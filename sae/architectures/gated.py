@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sae import operators
 from sae.base import InferenceOnly, SAEConfig
 from sae.codes import SparseCodes, subset
+from sae.world import ALONE, World
 
 
 class GatedConfig(SAEConfig):
@@ -23,9 +24,9 @@ class GatedConfig(SAEConfig):
     k: int = Field(1, gt=0)
     """Not used: as many features are active as pass their gate."""
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> Gated:
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> Gated:
         """Return a dictionary to load weights into."""
-        return Gated(self, d_in, generator=generator)
+        return Gated(self, d_in, generator=generator, world=world)
 
 
 class Gated(InferenceOnly):
@@ -46,8 +47,8 @@ class Gated(InferenceOnly):
     r_mag: nn.Parameter
     b_mag: nn.Parameter
 
-    def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator) -> None:
-        super().__init__(config, d_in, generator=generator)
+    def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator, world: World) -> None:
+        super().__init__(config, d_in, generator=generator, world=world)
         self.r_mag = nn.Parameter(torch.zeros_like(self.b_enc))
         self.b_mag = nn.Parameter(torch.zeros_like(self.b_enc))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.base import Batch, Losses, SAEConfig
 from sae.losses import global_rows
 from sae.nested import cut_by_rank, nested_errors
-from sae.world import World
+from sae.world import ALONE, World
 
 from .topk import TopK
 
@@ -33,9 +33,9 @@ class HierarchicalTopKConfig(SAEConfig):
             raise ValueError(f"budgets have to ascend from above 0 to k = {self.k}, got {list(given)}")
         return self
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> HierarchicalTopK:
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> HierarchicalTopK:
         """Return a freshly initialised hierarchical TopK dictionary."""
-        return HierarchicalTopK(self, d_in, generator=generator)
+        return HierarchicalTopK(self, d_in, generator=generator, world=world)
 
 
 class HierarchicalTopK(TopK):

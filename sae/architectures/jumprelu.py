@@ -16,7 +16,7 @@ from sae.base import SAE, Batch, Losses, SAEConfig
 from sae.codes import SparseCodes, subset
 from sae.jump import jump, step
 from sae.losses import global_rows, reconstruction
-from sae.world import World
+from sae.world import ALONE, World
 
 BAND = 0.2
 """Bandwidth as a share of sqrt(d_in / k), the size of a code when k of them explain a scaled row."""
@@ -33,9 +33,9 @@ class JumpReLUConfig(SAEConfig):
     bandwidth: float | Literal["auto"] = Field("auto")
     """Width around a threshold within which values move it, in units of the scaled input; auto = 0.2 sqrt(d_in / k)."""
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> JumpReLU:
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> JumpReLU:
         """Return a freshly initialised JumpReLU dictionary."""
-        return JumpReLU(self, d_in, generator=generator)
+        return JumpReLU(self, d_in, generator=generator, world=world)
 
 
 class JumpReLU(SAE):
@@ -68,8 +68,10 @@ class JumpReLU(SAE):
     log_penalty: Tensor
     config: JumpReLUConfig
 
-    def __init__(self, config: JumpReLUConfig, d_in: int, *, generator: torch.Generator) -> None:
-        super().__init__(config, d_in, generator=generator)
+    def __init__(
+        self, config: JumpReLUConfig, d_in: int, *, generator: torch.Generator, world: World
+    ) -> None:
+        super().__init__(config, d_in, generator=generator, world=world)
         rate = min(config.k / config.d_sae, 0.5)
         start = max(NormalDist().inv_cdf(1 - rate), self.bandwidth / 2)
         self.threshold = nn.Parameter(torch.full_like(self.b_enc, start))

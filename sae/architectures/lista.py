@@ -13,6 +13,7 @@ from torch import Tensor
 from sae import operators
 from sae.base import SAEConfig
 from sae.codes import SparseCodes
+from sae.world import ALONE, World
 
 from .matryoshka import Matryoshka, check_prefixes
 
@@ -33,9 +34,9 @@ class ListaConfig(SAEConfig):
         check_prefixes(self.prefixes, self.d_sae)
         return self
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> Lista:
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> Lista:
         """Return a freshly initialised LISTA dictionary."""
-        return Lista(self, d_in, prefixes=self.prefixes, generator=generator)
+        return Lista(self, d_in, prefixes=self.prefixes, generator=generator, world=world)
 
 
 class Lista(Matryoshka):

@@ -12,7 +12,7 @@ from torch import Tensor
 from sae.base import Batch, Losses, SAEConfig
 from sae.losses import global_rows
 from sae.nested import cut_by_feature, nested_errors
-from sae.world import World
+from sae.world import ALONE, World
 
 from .batch_topk import BatchTopK
 
@@ -32,9 +32,9 @@ class MatryoshkaConfig(SAEConfig):
         check_prefixes(self.prefixes, self.d_sae)
         return self
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> Matryoshka:
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> Matryoshka:
         """Return a freshly initialised Matryoshka dictionary."""
-        return Matryoshka(self, d_in, prefixes=self.prefixes, generator=generator)
+        return Matryoshka(self, d_in, prefixes=self.prefixes, generator=generator, world=world)
 
 
 class Matryoshka(BatchTopK):
@@ -60,8 +60,9 @@ class Matryoshka(BatchTopK):
         *,
         prefixes: tuple[int, ...] | Literal["auto"],
         generator: torch.Generator,
+        world: World,
     ) -> None:
-        super().__init__(config, d_in, generator=generator)
+        super().__init__(config, d_in, generator=generator, world=world)
         self.prefixes = published_prefixes(config.d_sae) if prefixes == "auto" else prefixes
 
     def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae.base import InferenceOnly, SAEConfig
 from sae.codes import SparseCodes
+from sae.world import ALONE, World
 
 
 class ReLUConfig(SAEConfig):
@@ -21,9 +22,9 @@ class ReLUConfig(SAEConfig):
     k: int = Field(1, gt=0)
     """Not used: as many features are active as are positive."""
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> ReLU:
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> ReLU:
         """Return a dictionary to load weights into."""
-        return ReLU(self, d_in, generator=generator)
+        return ReLU(self, d_in, generator=generator, world=world)
 
 
 class ReLU(InferenceOnly):

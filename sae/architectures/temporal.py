@@ -13,7 +13,7 @@ from sae.base import Batch, Losses, SAEConfig
 from sae.codes import subset
 from sae.contrast import adjacent_contrast
 from sae.errors import ConfigError
-from sae.world import World
+from sae.world import ALONE, World
 
 from .matryoshka import Matryoshka
 
@@ -31,10 +31,10 @@ class TemporalConfig(SAEConfig):
     temperature: float = Field(0.1, gt=0)
     """What similarities, cosines, are divided by before they compete."""
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> Temporal:
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> Temporal:
         """Return a freshly initialised temporal dictionary."""
         prefixes = tuple(sorted({max(1, round(self.lasting_share * self.d_sae)), self.d_sae}))
-        return Temporal(self, d_in, prefixes=prefixes, generator=generator)
+        return Temporal(self, d_in, prefixes=prefixes, generator=generator, world=world)
 
 
 class Temporal(Matryoshka):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae.base import SAE, Batch, Losses, SAEConfig
 from sae.codes import SparseCodes
-from sae.world import World
+from sae.world import ALONE, World
 
 
 class TopKConfig(SAEConfig):
@@ -18,9 +18,9 @@ class TopKConfig(SAEConfig):
 
     kind: Literal["topk"] = "topk"
 
-    def build(self, d_in: int, *, generator: torch.Generator) -> TopK:
+    def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> TopK:
         """Return a freshly initialised TopK dictionary."""
-        return TopK(self, d_in, generator=generator)
+        return TopK(self, d_in, generator=generator, world=world)
 
 
 class TopK(SAE):

@@ -35,3 +35,12 @@ def test_geometric_median_against_a_minimiser():
 
 def test_geometric_median_of_equal_rows():
     assert torch.equal(geometric_median(torch.ones(5, 2)), torch.ones(2))
+
+
+def test_a_part_of_the_rows_has_the_bits_of_the_whole_and_little_memory():
+    rows, d_in = 3 * ROWS_AT_ONCE + 10, 16
+    whole = unit_rows(rows, d_in, generator=torch.Generator().manual_seed(3))
+    for part in (range(0, 7), range(ROWS_AT_ONCE - 1, 2 * ROWS_AT_ONCE + 5), range(rows - 2, rows)):
+        own = unit_rows(rows, d_in, generator=torch.Generator().manual_seed(3), part=part)
+        assert torch.equal(own, whole[part.start : part.stop])
+        assert own.untyped_storage().nbytes() == own.nbytes

@@ -90,6 +90,5 @@ def make_trainer(
     scale = float((planted.x - mean).double().square().mean().sqrt())
     loader = MemoryLoader(planted.x, batch_size=plan.batch_size, seed=seed, world=world)
     inputs = Inputs(loader, mean, scale)
-    dictionary = config.build(planted.x.shape[1], generator=torch.Generator().manual_seed(seed))
-    dictionary.shard_(world)
+    dictionary = config.build(planted.x.shape[1], generator=torch.Generator().manual_seed(seed), world=world)
     return Trainer(dictionary, inputs, plan, settings, work=work, provenance={"seed": seed}, world=world)
