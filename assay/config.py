@@ -91,8 +91,8 @@ class RunConfig(Config):
                 raise ValueError(
                     f"section {without[0]} needs train, or a dictionary that was trained elsewhere"
                 )
-        if self.sweep is not None:
-            self._check_sweep()
+        if self.train is not None:
+            self._check_members()
         if self.fit is not None and not isinstance(self.model, ModelShape):
             raise ValueError(
                 "section fit trains model.kind=credit_transformer only; leave it out for other models"
@@ -113,7 +113,7 @@ class RunConfig(Config):
             )
         return self
 
-    def _check_sweep(self) -> None:
+    def _check_members(self) -> None:
         try:
             _ = self.members
         except ConfigError as error:

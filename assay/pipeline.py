@@ -10,7 +10,7 @@ from activations_cache.tables import find_files
 
 from .config import RunConfig
 from .stages import Stage
-from .steps.concepts import make_concepts
+from .steps.concepts import check_concepts, make_concepts
 from .steps.dictionary import make_dictionary, make_evaluation, make_imported, make_twin_dictionary
 from .steps.labels import make_labels, make_report
 from .steps.model import make_model, make_panel, make_reference, make_twin_model
@@ -153,6 +153,7 @@ STAGES = (
         _at("concepts"),
         make_concepts,
         _concept_files,
+        check_concepts,
     ),
     Stage(
         "label",

@@ -78,6 +78,8 @@ class Stage:
         Writes the output: into the folder given, which becomes the output when it returns.
     files
         Files of the user's that it reads.
+    check
+        Raises what is wrong with them, as far as that can be told before any stage has run.
     in_place
         The output commits and seals itself, so it is written under its own name and continued after an interruption.
     together
@@ -92,6 +94,7 @@ class Stage:
     output: Callable[[Context], Path]
     run: Callable[[Context, Path], None]
     files: Callable[[RunConfig], Sequence[Path]] = field(default=lambda _: ())
+    check: Callable[[RunConfig], None] = field(default=lambda _: None)
     in_place: bool = False
     together: bool = False
 
@@ -115,6 +118,9 @@ class Runner:
             self._join(wanted)
             return
         with self.ranks.ending(), run_lock(self.context.folder):
+            for stage in self.stages:
+                if stage.name in wanted:
+                    stage.check(self.context.config)
             self.record.data |= _provenance(self.context)
             self.record.write()
             for stage in self.stages:

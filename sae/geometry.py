@@ -33,6 +33,16 @@ def unit_rows(
     return W
 
 
+def effective_rank(x: Float[Tensor, "rows d_in"]) -> float:
+    """Return the participation ratio (Σλ)² / Σλ² of the eigenvalues of the rows' covariance.
+
+    From 1, where all variance is in one direction, to d_in; NaN where the rows do not vary.
+    """
+    x = x.double() - x.double().mean(0)
+    covariance = x.T @ x
+    return float(covariance.trace().square() / covariance.square().sum())
+
+
 def unit_directions(W: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
     """Return the rows of W scaled to norm 1, in float64 on the CPU, detached; a zero row stays zero."""
     W = W.detach().cpu().double()

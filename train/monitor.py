@@ -104,7 +104,7 @@ class Monitor:
         for logger in self._loggers:
             logger.write(self.metrics)
         if state.step >= PATIENCE * self._plan.steps:
-            self._warn()
+            self._warn(len(state.silent_rows) * self._world.axes["feature"])
         return self.metrics
 
     def close(self) -> None:
@@ -128,9 +128,9 @@ class Monitor:
         own = torch.tensor(value, dtype=torch.float64, device=self._world.device)
         return float(self._world.all_reduce(own, "max"))
 
-    def _warn(self) -> None:
+    def _warn(self, d_sae: int) -> None:
         dead, waited = float(self.metrics["dead"]), float(self.metrics["wait_share"])
-        for advice in advise(dead, waited, self._plan):
+        for advice in advise(dead, waited, self._plan, d_sae=d_sae):
             kind = advice.split(" ", 1)[1][:20]
             if self._loggers and kind not in self._warned:
                 self._warned.add(kind)

@@ -142,13 +142,15 @@ def make_plan(config: TrainConfig, sae: SAEConfig) -> Plan:
     Raises
     ------
     ConfigError
-        k exceeds d_sae, or a number is not positive; all such problems at once.
+        The kind is read only, k exceeds d_sae, or a number is not positive; all such problems at once.
     """
     given = {"train.rows": config.rows, "train.batch_size": config.batch_size, "train.lr": config.lr}
     given["train.dead_after_rows"] = config.dead_after_rows
     problems = [
         f"{key} = {value} is not positive" for key, value in given.items() if value != "auto" and value <= 0
     ]
+    if not sae.trainable:
+        problems.append(f"{sae.kind} dictionaries are not trained here, only read: choose another sae.kind")
     if sae.k > sae.d_sae:
         problems.append(f"sae.k = {sae.k} exceeds sae.d_sae = {sae.d_sae}")
     if config.warmup + config.decay > 1:

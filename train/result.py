@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from .plan import Plan
@@ -38,7 +39,7 @@ class TrainResult:
     advice: tuple[str, ...]
 
 
-def advise(dead: float, waited: float, plan: Plan) -> tuple[str, ...]:
+def advise(dead: float, waited: float, plan: Plan, *, d_sae: int) -> tuple[str, ...]:
     """Return what to change, one sentence each.
 
     Parameters
@@ -49,12 +50,16 @@ def advise(dead: float, waited: float, plan: Plan) -> tuple[str, ...]:
         Share of the time spent waiting for data.
     plan
         What was asked.
+    d_sae
+        Features asked for.
     """
     advice = []
     if dead > TOO_MUCH:
+        alive = math.ceil((1 - dead) * d_sae)
         advice.append(
-            f"{dead:.0%} of the features were silent for the last {plan.dead_after_rows:,} rows: a smaller "
-            "sae.d_sae fits these activations, or raise sae.aux_alpha or train.rows"
+            f"{dead:.0%} of the features were silent for the last {plan.dead_after_rows:,} rows: "
+            f"sae.d_sae={math.ceil(alive / 64) * 64} would hold the {alive:,} that fire; or raise sae.aux_alpha "
+            "or train.rows"
         )
     if waited > TOO_MUCH:
         advice.append(f"{waited:.0%} of the time went into waiting for data: put the store on a faster disk")

@@ -50,8 +50,10 @@ def make_members(
     Raises
     ------
     ConfigError
-        A key cannot be swept, a value is wrong, or two members are the same; all such problems at once.
+        A training cannot be planned, a key cannot be swept, a value is wrong, or two members are the same; all
+        such problems of a sweep at once.
     """
+    make_plan(train, sae)
     base = Member(_name(sae, seed, {}), sae, train, seed)
     if sweep is None:
         return (base,)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae.base import SAE, Batch, Losses
 from sae.errors import UserError
+from sae.geometry import effective_rank
 from sae.world import World
 
 from .checkpoint import Checkpoints, newest_common
@@ -215,15 +216,18 @@ def _start_or_resume(trainers: Sequence[Trainer], progress: Progress) -> list[fl
         lead.inputs.loader.load_state_dict(positions[0])
     if lead.state.step >= lead.plan.steps:
         return [0.0] * len(trainers)
+    place, rank = f", continuing at step {lead.state.step:,}", ""
     if found is None:
         sample = lead.inputs.sample(SAMPLE_ROWS, lead.world)
+        place, rank = "", f"; effective rank of the rows {effective_rank(sample):.1f} of {sample.shape[1]}"
         for trainer in trainers:
             trainer.sae.start_at(sample)
     batch = lead.inputs.peek()
     seconds = sum(trainer.probe(batch) for trainer in trainers) * (lead.plan.steps - lead.state.step)
     who = f"{len(trainers)} dictionaries, " if len(trainers) > 1 else ""
-    place = f", continuing at step {lead.state.step:,}" if found is not None else ""
-    text = f"{who}{lead.plan.rows:,} rows in {lead.plan.steps:,} steps{place}; about {duration(seconds)}"
+    text = (
+        f"{who}{lead.plan.rows:,} rows in {lead.plan.steps:,} steps{place}; about {duration(seconds)}{rank}"
+    )
     progress(0, lead.plan.steps, text)
     return [floor_seconds(trainer.sae, batch.x) for trainer in trainers]
 
@@ -235,5 +239,5 @@ def _finish(trainers: Sequence[Trainer]) -> None:
 
 def _result(trainer: Trainer, monitor: Monitor) -> TrainResult:
     dead, waited = dead_share(trainer.state, trainer.plan, trainer.world), monitor.waited
-    advice = advise(dead, waited, trainer.plan)
+    advice = advise(dead, waited, trainer.plan, d_sae=trainer.sae.config.d_sae)
     return TrainResult(trainer.plan, monitor.seconds, waited, dead, monitor.metrics, advice)

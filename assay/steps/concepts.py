@@ -14,12 +14,30 @@ import pyarrow.parquet as pq
 import torch
 
 from activations_cache.store import ActivationStore
+from assay.config import RunConfig
 from assay.stages import Context
 from label.concepts.evaluation import evaluate_concepts
 from label.concepts.language import load_concepts
 from label.concepts.library import ConceptInfo, NotApplicable
 from label.concepts.tables import load_concept_table
 from sae.errors import ConceptError, ConfigError
+
+
+def check_concepts(config: RunConfig) -> None:
+    """Read the concept files, and find the tables that no stage makes.
+
+    Raises
+    ------
+    ConceptError
+        A file is wrong or absent.
+    """
+    assert config.concepts is not None
+    if config.concepts.paths:
+        load_concepts([Path(p) for p in config.concepts.paths])
+    for table in config.concepts.tables:
+        for path in (table.path, table.meta):
+            if path is not None and "{run}" not in path and not Path(path).is_file():
+                raise ConceptError(f"no file at {path}", do="check `concepts.tables`")
 
 
 def make_concepts(context: Context, out: Path) -> None:

@@ -253,10 +253,13 @@ def test_a_dictionary_goes_out_and_comes_back_with_the_same_labels(finished, tmp
         (["run", "{config}", "panel.path=missing.parquet"], ["missing.parquet"]),
         (["run", "{config}", "device=cuda:7"], ["cuda:7"]),
         (["run", "{config}", "concepts.paths=[no.yaml]"], ["no.yaml"]),
+        (["run", "{config}", "concepts.tables=[{{path: no.parquet, entity: e, time: t}}]"], ["no.parquet"]),
         (["run", "{config}", "evaluate.segments.nope=[]"], ["evaluate.segments", "nope"]),
         (["inspect", "nowhere"], ["nothing at nowhere"]),
         (["report", "."], ["no run folder"]),
         (["export", "."], ["no run folder"]),
+        (["run", "{config}", "sae.kind=gated"], ["gated dictionaries are not trained here"]),
+        (["run", "{config}", "sae.k=49"], ["sae.k = 49 exceeds sae.d_sae = 48"]),
         (["run", "{config}", "dictionary.path=x"], ["takes the place of sae and train"]),
         (["run", "{config}", "sae=null", "train=null"], ["needs train, or a dictionary"]),
     ],
@@ -265,9 +268,10 @@ def test_wrong_input_is_one_message_and_code_2(tmp_path, command, arguments, wor
     config = write_config(tmp_path)
     code, said = command(*[a.format(config=config) for a in arguments], cwd=tmp_path)
     assert code == 2, said
-    assert said.startswith("assay: ")
+    assert "assay: " in said and "Traceback" not in said
     for word in words:
         assert word in said
+    assert not (tmp_path / "run" / "model").exists(), "it began before it complained"
 
 
 def test_a_process_says_it_too(tmp_path):
