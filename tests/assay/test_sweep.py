@@ -116,6 +116,6 @@ def test_two_processes_train_all_members_too(swept, tmp_path):
 )
 def test_what_cannot_be_swept_is_refused_with_code_2(override, message, tmp_path, command):
     (tmp_path / "config.yaml").write_text(CONFIG.format(folder=tmp_path))
-    code, said = command("train", tmp_path / "config.yaml", override, cwd=tmp_path)
+    code, _, said = command("train", tmp_path / "config.yaml", override, cwd=tmp_path)
     assert code == 2
     assert message in " ".join(said.split())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,30 +132,9 @@ def test_bytes_on_each_axis_are_those_that_are_counted(mesh, tmp_path):
             assert planned.sent["all"] == pytest.approx(found["all"], rel=0.05), found
 
 
-def plan(*given: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "from assay.cli import main; main()", "train"]
-    return subprocess.run(
-        [*command, *given], cwd=cwd, capture_output=True, text=True, check=False,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-
-
-def test_the_command_plans_and_trains_nothing(tmp_path):
-    config = str(ROOT / "configs" / "tensors.yaml")
-    done = plan(config, "--plan", "--gpus", "16", "--gpu", "h200", "--d-in", "512", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    for word in ("Adam's moments", "AuxK", "sent along feature", "chosen", "data sheet", "assumed", "rows/s"):
-        assert word in done.stdout
-    assert not list(tmp_path.iterdir()), "it wrote something"
-    unknown = plan(config, "--plan", "--gpu", "h200", cwd=tmp_path)
-    assert unknown.returncode == 2 and "--d-in" in unknown.stderr
-    huge = plan(config, "sae.d_sae=1048576", "--plan", "--gpu", "h100", "--d-in", "4096", cwd=tmp_path)
-    assert huge.returncode == 2 and "smallest mesh" in huge.stderr and "Traceback" not in huge.stderr
-
-
 def test_memory_is_within_15_percent_of_a_real_training(tmp_path):
     from tests.benchmarks.planner import measure
 
-    found, peak, _ = measure("topk", "256/8192/16/512", 4, tmp_path)
+    found, peak, _ = measure("topk", "256/16384/16/512", 4, tmp_path)
     planned = estimate(found, Mesh(1, 1), probe(torch.device("cpu"), ranks=1), dead_share=0.0).peak_host
     assert math.isclose(planned, peak, rel_tol=0.15), json.dumps([planned / peak])
