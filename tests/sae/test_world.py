@@ -80,7 +80,11 @@ def test_ranks_are_laid_out_data_major(monkeypatch):
 def test_a_restarted_rank_does_not_meet_the_addresses_of_the_dead(monkeypatch):
     """torchrun's static rendezvous keeps one store over its restarts."""
     server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    given = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(server.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    given = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(server.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
     for name, value in {**given, "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "0"}.items():
         monkeypatch.setenv(name, value)
     world = ProcessWorld(0, 2, torch.device("cpu"), {"data": 2, "feature": 1}, 3.0)

@@ -6,7 +6,6 @@ import json
 import math
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,14 +14,9 @@ import sae.architectures  # noqa: F401 - registers the kinds
 from sae.base import SAEConfig
 from sae.config import parse_config
 from sae.errors import ConfigError
-from tests.distributed.pool import Pool
-from tests.train.runs import make_trainer, plant
 from train.machines import GPUS, probe
 from train.plan import TrainConfig
 from train.planner import Job, Mesh, choose, describe, estimate, layouts, smallest
-
-ROOT = Path(__file__).parents[2]
-D_IN, D_SAE, K, BATCH = 12, 48, 3, 32
 
 
 def job(*, d_in: int = 4096, kind: str = "topk", **train: object) -> Job:
@@ -85,51 +79,6 @@ def test_the_probe_measures_and_says_what_it_assumes():
     assert 1e8 < machine.matmul < 1e15 and 1e8 < machine.bandwidth < 1e13
     assert machine.memory * 2 == pytest.approx(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     assert machine.sources["matmul"] == "measured" and machine.sources["read"] == "assumed"
-
-
-def _bytes_of_a_step(world, kind: str, folder: str) -> dict[str, int]:
-    """Train 3 and then 3 more steps, half a dictionary dead by decree, and count what the later ones sent."""
-    sae = {"kind": kind, "d_sae": D_SAE, "k": K, "k_aux": 7}
-    work = Path(folder) / kind / f"{world.rank}"
-    run = make_trainer(
-        plant(600, d_in=D_IN, features=24, l0=3), work, world=world, sae=sae,
-        batch_size=BATCH, rows=BATCH * 6, dead_after_rows=10**6, lr=1e-9,
-    )  # fmt: skip
-    batches = [run.inputs.next() for _ in range(6)]
-    for batch in batches[:3]:
-        run.step(batch, {})
-    run.state.silent_rows[:5] = 10**7
-    before = dict(world.traffic)
-    run.step(batches[3], {})
-    found: dict[str, int] = {}
-    for (axis, _), sent in world.traffic.items():
-        found[axis] = found.get(axis, 0) + sent
-    for (axis, _), sent in before.items():
-        found[axis] -= sent
-    return found
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("mesh", [(2, 1), (1, 2)])
-def test_bytes_on_each_axis_are_those_that_are_counted(mesh, tmp_path):
-    pool = Pool(2)
-    try:
-        counted = {
-            kind: pool.run(_bytes_of_a_step, kind, str(tmp_path), mesh=mesh)[0]
-            for kind in ("topk", "batch_topk")
-        }
-    finally:
-        pool.close()
-    for kind, found in counted.items():
-        sae = parse_config(SAEConfig, {"kind": kind, "d_sae": D_SAE, "k": K, "k_aux": 7}, where="test")
-        config = parse_config(TrainConfig, {"rows": 6 * BATCH, "batch_size": BATCH}, where="test")
-        planned = estimate(
-            describe(sae, config, d_in=D_IN), Mesh(*mesh), GPUS["h100"], dead_share=5 / D_SAE * mesh[1]
-        )
-        axis = "data" if mesh == (2, 1) else "feature"
-        assert planned.sent[axis] == pytest.approx(found[axis], rel=0.05), (kind, found)
-        if kind == "batch_topk":
-            assert planned.sent["all"] == pytest.approx(found["all"], rel=0.05), found
 
 
 def test_memory_is_within_15_percent_of_a_real_training(tmp_path):
