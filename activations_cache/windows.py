@@ -189,19 +189,10 @@ class Lane:
         return shuffled_runs(rng, run_starts(entity, position, self._selection.run_length), window.rows)
 
 
-_PIECE_BYTES = 1 << 18
-
-
 def _gather(source: np.ndarray, rows: Int64[np.ndarray, " n"], out: Tensor, dtype: str) -> None:
     """Copy rows into a tensor, activations as float32."""
     target = out.numpy()
     if target.dtype == source.dtype:
         np.take(source, rows, axis=0, out=target, mode="clip")
-        return
-    # in pieces that stay in the cache between the two passes, without a new page for each batch
-    count = max(1, _PIECE_BYTES // source[:1].nbytes)
-    piece = np.empty((min(count, len(rows)), *source.shape[1:]), source.dtype)
-    for i in range(0, len(rows), count):
-        part = rows[i : i + count]
-        taken = np.take(source, part, axis=0, out=piece[: len(part)], mode="clip")
-        to_float32(taken, dtype, target[i : i + len(part)])
+    else:
+        to_float32(np.take(source, rows, axis=0, mode="clip"), dtype, target)
