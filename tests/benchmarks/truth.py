@@ -65,7 +65,8 @@ def ours(folder: Path, kind: str, shape: dict[str, int], seed: int, batch: int |
     assay = [sys.executable, "-c", "import sys; from assay.cli import main; sys.exit(main())"]
     ask(*assay, "run", "configs/tensors.yaml", *settings)
     ask(*assay, "export", out, "--format", "saelens", "--out", out / "saelens")
-    metrics = [json.loads(line) for line in (out / "sae" / "metrics.jsonl").read_text().splitlines()]
+    (path,) = out.glob("sae/*/metrics.jsonl")
+    metrics = [json.loads(line) for line in path.read_text().splitlines()]
     return {"sae": out / "saelens", "seconds": round(metrics[-1].get("seconds", float("nan")), 1)}
 
 
