@@ -10,21 +10,20 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from functools import cached_property
 from typing import Any, Literal
 
 from torch import distributed
 from torch.distributed.distributed_c10d import PrefixStore
-from torch.distributed.rendezvous import rendezvous
 
-from sae.errors import ConfigError
+from sae.rendezvous import shared_store
 from sae.world import World
 
 Word = Literal["runs", "is fresh"]
 
 _END = "end"
 _POLL_SECONDS = 0.1
+_MEETING_SECONDS = 60.0
 
 
 class Ranks:
@@ -69,12 +68,6 @@ class Ranks:
 
     @cached_property
     def _store(self) -> Any:
-        try:
-            store, _, _ = next(rendezvous("env://", timeout=timedelta(seconds=60)))
-        except (ValueError, distributed.DistError) as error:
-            raise ConfigError(
-                "this process cannot reach the others",
-                got=str(error).splitlines()[0],
-                do="start it with torchrun",
-            ) from error
-        return PrefixStore("assay", store)
+        return PrefixStore(
+            "assay", shared_store(self._world.rank, self._world.size, timeout=_MEETING_SECONDS)
+        )

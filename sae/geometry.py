@@ -38,8 +38,11 @@ def effective_rank(x: Float[Tensor, "rows d_in"]) -> float:
 
     From 1, where all variance is in one direction, to d_in; NaN where the rows do not vary.
     """
-    x = x.double() - x.double().mean(0)
-    covariance = x.T @ x
+    mean = x.mean(0, dtype=torch.float64)
+    covariance = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
+    for rows in x.split(ROWS_AT_ONCE):
+        centred = rows - mean
+        covariance.addmm_(centred.T, centred)
     return float(covariance.trace().square() / covariance.square().sum())
 
 

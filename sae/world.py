@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, distributed
 
 from .errors import ConfigError
+from .rendezvous import shared_store
 
 Axis = Literal["data", "feature"]
 Reduction = Literal["sum", "min", "max"]
@@ -230,7 +231,8 @@ class ProcessWorld(World):
         backend = "nccl" if self.device.type == "cuda" else "gloo"
         if not distributed.is_initialized():
             distributed.init_process_group(
-                backend, rank=self.rank, world_size=self.size, timeout=limit, store=self._meeting_place(),
+                backend, rank=self.rank, world_size=self.size, timeout=limit,
+                store=shared_store(self.rank, self.size, timeout=self.timeout),
                 device_id=self.device if backend == "nccl" else None,
             )  # fmt: skip
             atexit.register(_leave)
@@ -245,23 +247,6 @@ class ProcessWorld(World):
             made = [distributed.new_group(ranks, timeout=limit, backend=backend) for ranks in members]
             groups[axis] = made[next(i for i, ranks in enumerate(members) if self.rank in ranks)]
         return groups
-
-    def _meeting_place(self) -> distributed.Store:
-        """Return where the processes find each other's addresses.
-
-        A static torchrun keeps one store over its restarts, where a restarted process would find the addresses of
-        the dead. On one host every process has seen as many restarts, so each restart can have a part of its own;
-        over several hosts the counts differ, and torchrun's c10d rendezvous gives each round a new store.
-        """
-        rounds = distributed.rendezvous(  # type: ignore[attr-defined]
-            "env://", self.rank, self.size, timeout=timedelta(seconds=self.timeout)
-        )
-        store, _, _ = next(rounds)
-        if os.environ.get("GROUP_WORLD_SIZE") != "1":
-            return store
-        return distributed.PrefixStore(  # type: ignore[attr-defined]
-            f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store
-        )
 
 
 class _FeatureSum(torch.autograd.Function):

@@ -9,13 +9,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from activations_cache.harvest import HarvestProgress, estimate, harvest, probe, weights_hash
+from activations_cache.harvest import Estimate, HarvestProgress, estimate, harvest, probe, weights_hash
 from activations_cache.panel import read_profile
 from activations_cache.places import Place, place_of, point_to
 from activations_cache.sources.base import ActivationSource, HarvestInputs
 from activations_cache.splits import SplitConfig
 from assay.stages import Context
 from sae.errors import StoreError
+from sae.world import World
 
 
 def make_store(context: Context, out: Path) -> None:
@@ -72,14 +73,9 @@ def _harvest(context: Context, out: Path, model_folder: Path, *, stage: str) -> 
     if config.harvest.store:
         _point(out, place_of(config.harvest.store) / out.relative_to(context.folder).as_posix())
     cost = estimate(source, config.harvest.layout, out)
-    if world.is_main and cost.left:
+    if world.is_main:
         widths = ", ".join(f"{h} ({d})" for h, d in source.hooks.items())
-        seconds = probe(source, world) * cost.left / cost.rows
-        context.console.note(
-            f"{cost.left:,} rows of {widths}: {cost.bytes * cost.left / cost.rows / 1e6:,.0f} MB, about "
-            f"{timedelta(seconds=math.ceil(seconds))} by its first batches"
-            + ("" if cost.free is None else f", {cost.free / 1e9:.0f} GB free")
-        )
+        context.console.note(f"{cost.rows:,} rows of {widths}: {_outlook(cost, source, world)}")
     with context.console.bar("rows") as bar:
 
         def report(p: HarvestProgress) -> None:
@@ -88,6 +84,17 @@ def _harvest(context: Context, out: Path, model_folder: Path, *, stage: str) -> 
         harvest(source, out, config.harvest, seed=config.seed, world=world, report=report)
     if world.is_main:
         source.write_truth(context.folder / "truth")
+
+
+def _outlook(cost: Estimate, source: ActivationSource, world: World) -> str:
+    """Return what is still to be written, and how long that will take."""
+    if not cost.left:
+        return "all are written"
+    part = cost.left / cost.rows
+    text = "" if cost.left == cost.rows else f"{cost.left:,} of them to come, "
+    text += f"{cost.bytes * part / 1e6:,.0f} MB, about "
+    text += f"{timedelta(seconds=math.ceil(probe(source, world) * part))} by its first batches"
+    return text if cost.free is None else f"{text}, {cost.free / 1e9:.0f} GB free"
 
 
 def _point(out: Path, place: Place) -> None:

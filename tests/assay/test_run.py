@@ -127,9 +127,11 @@ def test_a_changed_setting_reruns_what_reads_it_and_says_why(finished, command):
 def test_interrupted_anywhere_and_run_again_the_result_is_the_same(finished, tmp_path):
     _, run, _ = finished
     config = write_config(tmp_path)
-    delays = [4.0, 6.0, 8.0]
+    delays = [4.0, 6.0, 8.0, 10.0]
     codes = []
-    for delay, number in zip(delays, [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], strict=True):
+    for delay, number in zip(
+        delays, [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGINT], strict=True
+    ):
         process = subprocess.Popen(
             [sys.executable, "-c", "from assay.cli import main; main()", "run", str(config)],
             cwd=tmp_path,

@@ -23,7 +23,7 @@ def torchrun(folder: Path, *given: str, processes: int = 2) -> subprocess.Comple
     return subprocess.run(
         [*command, "-m", "tests.distributed.job", str(folder), *given],
         cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=600, check=False,
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ world.stack(torch.ones(4, 3), axis="feature")
         for rank in range(2)
     )  # fmt: skip
     try:
-        _, error = one.communicate(timeout=300)
+        _, error = one.communicate(timeout=60)
     finally:
         other.kill()
         other.communicate()

@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from torch.distributed import TCPStore
 
 from sae.errors import ConfigError
-from sae.world import ProcessWorld, World
+from sae.world import World
 
 ROOT = Path(__file__).parents[2]
 RANKS = 3
@@ -75,24 +73,3 @@ def test_ranks_are_laid_out_data_major(monkeypatch):
                 patch.setenv(name, value)
             with pytest.raises(ConfigError):
                 World.from_env("cpu", feature=3)
-
-
-def test_a_restarted_rank_does_not_meet_the_addresses_of_the_dead(monkeypatch):
-    """torchrun's static rendezvous keeps one store over its restarts."""
-    server = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    given = {
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(server.port),
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
-    }
-    for name, value in {**given, "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RESTART_COUNT": "0"}.items():
-        monkeypatch.setenv(name, value)
-    world = ProcessWorld(0, 2, torch.device("cpu"), {"data": 2, "feature": 1}, 3.0)
-    world._meeting_place().set("address", "of the dead")
-    assert world._meeting_place().check(["address"])
-    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
-    assert not world._meeting_place().check(["address"])
-    # hosts may count differently; there every round has a store of its own
-    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
-    world._meeting_place().set("address", "of a host")
-    assert server.check(["address"])
