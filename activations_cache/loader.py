@@ -179,12 +179,17 @@ class ShuffledLoader:
         Raises
         ------
         StoreError
-            A chunk of the store is missing or damaged.
+            A chunk of the store is missing or damaged; asked again, the loader tries the same batch again.
         """
         started = clock.perf_counter()
         while len(self._ahead) <= _AHEAD:
             self._ahead.append(self._assembler.submit(self._assemble, self.batch + len(self._ahead)))
-        rows = self._ahead.popleft().result()
+        try:
+            rows = self._ahead.popleft().result()
+        except BaseException:
+            self._drop_ahead()
+            self._lanes.clear()
+            raise
         self.batch += 1
         acts = {hook: rows[hook].to(self._device, non_blocking=True) for hook in self.hooks}
         self.wait_seconds += clock.perf_counter() - started
@@ -192,10 +197,7 @@ class ShuffledLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands, as plain values of constant size."""
-        frozen = {
-            g.folder.name: [n, g.digest(n)] for g in self.store.groups if (n := self._blocks.get(g.number, 0))
-        }
-        return {**self._identity(), "epoch": self.epoch, "batch": self.batch, "frozen": frozen}
+        return {**self._identity(), "epoch": self.epoch, "batch": self.batch, "frozen": self._frozen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a state was taken, whatever the number of ranks was then.
@@ -268,7 +270,9 @@ class ShuffledLoader:
                 expected=f"a number of ranks that divides {self.batch_size if whole else lanes}",
                 do="choose batch_size and lanes as multiples of the number of ranks",
             )
-        self._blocks = blocks
+        self._frozen = {
+            g.folder.name: [n, g.digest(n)] for g in self.store.groups if (n := blocks.get(g.number, 0))
+        }
         balance = None
         if self.settings.entity_rows:
             balance = EntityBalance(

@@ -9,13 +9,13 @@ from typing import Any
 from activations_cache.tables import find_files
 
 from .config import RunConfig
-from .stages import Stage
+from .stages import Context, Stage
 from .steps.concepts import check_concepts, make_concepts
 from .steps.dictionary import make_dictionary, make_evaluation, make_imported, make_twin_dictionary
 from .steps.labels import make_labels, make_report
 from .steps.model import make_model, make_panel, make_reference, make_twin_model
 from .steps.store import make_store, make_twin_store
-from .steps.sweep import SWEEP, make_sweep, make_sweep_evaluation
+from .steps.sweep import SWEEP, make_sweep, make_sweep_evaluation, member_folders
 
 
 def _panel_files(config: RunConfig) -> Sequence[Path]:
@@ -61,6 +61,10 @@ def _swept(many: Any, one: Any) -> Any:
     return lambda context, *rest: (one if context.config.sweep is None else many)(context, *rest)
 
 
+def _member_evaluations(context: Context) -> Sequence[Path]:
+    return [folder / "evaluation.json" for folder in member_folders(context)]
+
+
 def _has(*names: str) -> Any:
     return lambda config: all(getattr(config, name) is not None for name in names)
 
@@ -99,6 +103,7 @@ STAGES = (
         ("harvest",),
         lambda c: c.folder / "sae" / c.dictionary,
         _swept(make_sweep, make_dictionary),
+        beside=_swept(member_folders, lambda _: ()),
         together=True,
     ),
     Stage(
@@ -143,6 +148,7 @@ STAGES = (
         ("train", "import"),
         _swept(_at("sae", SWEEP), lambda c: c.folder / "sae" / c.dictionary / "evaluation.json"),
         _swept(make_sweep_evaluation, make_evaluation),
+        beside=_swept(_member_evaluations, lambda _: ()),
     ),
     Stage(
         "concepts",

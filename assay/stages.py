@@ -37,9 +37,7 @@ class Context:
         """Name of the dictionary's folder: hook-kind-d_sae-k-seed, or hook-imported."""
         if self.config.dictionary is not None:
             return f"{self.hook}-imported"
-        sae = self.config.sae
-        assert sae is not None
-        return f"{self.hook}-{sae.kind}-{sae.d_sae}-{sae.k}-{self.config.seed}"
+        return f"{self.hook}-{self.config.members[0].name}"
 
     @property
     def hook(self) -> str:
@@ -80,6 +78,8 @@ class Stage:
         Files of the user's that it reads.
     check
         Raises what is wrong with them, as far as that can be told before any stage has run.
+    beside
+        What it writes besides, which has to be there as well for the output to be fresh.
     in_place
         The output commits and seals itself, so it is written under its own name and continued after an interruption.
     together
@@ -95,6 +95,7 @@ class Stage:
     run: Callable[[Context, Path], None]
     files: Callable[[RunConfig], Sequence[Path]] = field(default=lambda _: ())
     check: Callable[[RunConfig], None] = field(default=lambda _: None)
+    beside: Callable[[Context], Sequence[Path]] = field(default=lambda _: ())
     in_place: bool = False
     together: bool = False
 
@@ -118,6 +119,8 @@ class Runner:
             self._join(wanted)
             return
         with self.ranks.ending(), run_lock(self.context.folder):
+            # another process may have ended a run here since this one began
+            self.record = RunRecord(self.context.folder)
             for stage in self.stages:
                 if stage.name in wanted:
                     stage.check(self.context.config)
@@ -153,7 +156,7 @@ class Runner:
         """Return everything that a stage's output depends on."""
         config = self.context.config
         inputs: Inputs = {"version": stage.version, **stage.reads(config)}
-        inputs |= {f"file {p.name}": file_hash(p) for p in stage.files(config) if p.exists()}
+        inputs |= _hashes([p for p in stage.files(config) if p.exists()])
         asked = {s.name for s in self.stages}
         inputs |= {f"after {n}": self.record.stage(n).get("fingerprint") for n in stage.after if n in asked}
         return inputs
@@ -162,8 +165,7 @@ class Runner:
         console, record = self.context.console, self.record.stage(stage.name)
         inputs = self.inputs(stage)
         mark = fingerprint(inputs)
-        known = record.get("output")
-        if record.get("fingerprint") == mark and known is not None and (self.context.folder / known).exists():
+        if record.get("fingerprint") == mark and self._is_there(stage, record):
             console.skipped(stage.name, record.get("seconds", 0.0))
             if stage.together:
                 self.ranks.say(stage.name, "is fresh")
@@ -192,6 +194,12 @@ class Runner:
         }
         self.record.write()
         console.finished(stage.name, seconds, output)
+
+    def _is_there(self, stage: Stage, record: dict[str, Any]) -> bool:
+        known = record.get("output")
+        if known is None or not (self.context.folder / known).exists():
+            return False
+        return all(path.exists() for path in stage.beside(self.context))
 
     def _write(self, stage: Stage) -> Path:
         output, place = stage.output(self.context), self._place(stage)
@@ -235,6 +243,16 @@ class Runner:
             if record.get("fingerprint") is None
             else "again, because its output is gone"
         )
+
+
+def _hashes(files: Sequence[Path]) -> Inputs:
+    """Return the files' hashes by name, so that a run may be moved; files of one name are numbered."""
+    names = [path.name for path in files]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    labels = [
+        f"{name} {n + 1}" if names.count(name) > 1 else name for name, n in zip(names, before, strict=True)
+    ]
+    return {f"file {label}": file_hash(path) for label, path in zip(labels, files, strict=True)}
 
 
 def _provenance(context: Context) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field
+from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from . import operators
@@ -70,7 +70,7 @@ class SAEConfig(Family):
     """Number of features; a few times d_in, less where the data has few effective dimensions."""
     k: int = Field(gt=0)
     """Active features per row, on average or exactly, depending on the kind."""
-    k_aux: int | Literal["auto"] = Field("auto")
+    k_aux: PositiveInt | Literal["auto"] = Field("auto")
     """Dead features that explain one row's residual; auto is d_in / 2 (arXiv 2406.04093, section A.2)."""
     aux_alpha: float = Field(1 / 32, ge=0)
     """Weight of the loss that revives dead features, as published; 1/4 loses features that fire rarely."""

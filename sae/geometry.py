@@ -40,8 +40,8 @@ def effective_rank(x: Float[Tensor, "rows d_in"]) -> float:
     """
     mean = x.mean(0, dtype=torch.float64)
     covariance = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    for rows in x.split(ROWS_AT_ONCE):
-        centred = rows - mean
+    for start in range(0, len(x), ROWS_AT_ONCE):
+        centred = x[start : start + ROWS_AT_ONCE] - mean
         covariance.addmm_(centred.T, centred)
     return float(covariance.trace().square() / covariance.square().sum())
 

@@ -284,15 +284,14 @@ def find_device(name: str = "auto") -> torch.device:
         The device is unknown to torch or absent.
     """
     if name == "auto":
-        return torch.device(
-            "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        )
+        # mps is left out: it has no float64, which the statistics are computed in
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(
-            f"device {name!r} cannot be used here", got=reason, expected="auto, cpu, cuda, cuda:1, mps"
+            f"device {name!r} cannot be used here", got=reason, expected="auto, cpu, cuda, cuda:1"
         ) from error
     return device

@@ -106,7 +106,10 @@ def read_sweep(path: Path) -> tuple[list[Point], str]:
 
 
 def own_seconds(metrics: Path) -> float:
-    """Return the time of a dictionary's own steps, interruptions or not, from its metrics.jsonl."""
+    """Return the time of a dictionary's own steps, from its metrics.jsonl.
+
+    What an interrupted run did after its last record is not in it.
+    """
     return float(sum(json.loads(line)["step_seconds"] for line in metrics.read_text().splitlines()))
 
 

@@ -1,4 +1,4 @@
-"""Where the numbers go: a file always, Weights & Biases where asked; neither can change or stop a run."""
+"""Where the numbers go: a file always, Weights & Biases where asked, which can neither change nor stop a run."""
 
 from __future__ import annotations
 

@@ -50,16 +50,25 @@ class Monitor:
         Who computes.
     floor
         Seconds of a step's encoder product alone; see `floor_seconds`.
+    rows
+        Rows that the run has learned from before.
     """
 
     def __init__(
-        self, loggers: Sequence[Logger], plan: Plan, loader: LoadsBatches, *, world: World, floor: float
+        self,
+        loggers: Sequence[Logger],
+        plan: Plan,
+        loader: LoadsBatches,
+        *,
+        world: World,
+        floor: float,
+        rows: int = 0,
     ) -> None:
         self._loggers, self._plan, self._loader = loggers, plan, loader
         self._world, self._floor = world, floor
         self._began = self._last = time.perf_counter()
         self._waited_before = self._waited_last = loader.wait_seconds
-        self._rows_last: int | None = None
+        self._rows_last = rows
         self._warned: set[str] = set()
         self._stepped = 0.0
         self.metrics: Record = {}
@@ -82,8 +91,8 @@ class Monitor:
         """Return the numbers of the step that has just ended, after writing them; a collective."""
         now, waited = time.perf_counter(), self._loader.wait_seconds
         elapsed = max(now - self._last, 1e-9)
-        before = state.rows - self._plan.batch_size if self._rows_last is None else self._rows_last
-        steps = max(1, (state.rows - before) // self._plan.batch_size)
+        learned = state.rows - self._rows_last
+        steps = max(1, learned // self._plan.batch_size)
         share = self._over_ranks((waited - self._waited_last) / elapsed)
         self.metrics = {
             "step": state.step,
@@ -92,7 +101,7 @@ class Monitor:
             "dead": dead_share(state, self._plan, self._world),
             "lr": learning_rate(state.step - 1, self._plan),
             "seconds": now - self._began,
-            "rows_per_second": (state.rows - before) / elapsed,
+            "rows_per_second": learned / elapsed,
             "floor_share": self._floor * steps / elapsed,
             "wait_share": share,
             "step_seconds": self._stepped,

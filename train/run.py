@@ -180,7 +180,12 @@ def train_saes(
     for run, trainer in zip(runs, trainers, strict=True):
         whole = gather_whole(trainer.sae, world)
         if whole is not None:
-            extra = {**shared, "seed": run.seed, "plan": asdict(trainer.plan)}
+            extra = {
+                **shared,
+                "seed": run.seed,
+                "precision": trainer.sae.precision,
+                "plan": asdict(trainer.plan),
+            }
             save_sae(fold(whole, mean, moments.scale), run.out, extra=extra)
             shutil.copyfile(run.work / METRICS, run.out / METRICS)
     return results

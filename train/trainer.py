@@ -131,7 +131,8 @@ class Trainer:
             raise TrainingError(
                 f"the loss of step {self.state.step} is not finite",
                 got=f"{error}; batch {self.state.step} of the loader: {self._blame(batch.x)}; "
-                f"{config.kind} of {config.d_sae} features, k {config.k}, learning rate {self.plan.lr:g}",
+                f"{self.work.name}: {config.kind} of {config.d_sae} features, k {config.k}, "
+                f"learning rate {self.plan.lr:g}",
                 do="check the activations, or lower train.lr; a checkpoint holds the state before this step",
             ) from error
 
@@ -164,7 +165,9 @@ def train_together(trainers: Sequence[Trainer], progress: Progress = silent) -> 
     lead = trainers[0]
     floors = _start_or_resume(trainers, progress)
     monitors = [
-        Monitor(t.open_loggers(), t.plan, lead.inputs.loader, world=lead.world, floor=floor)
+        Monitor(
+            t.open_loggers(), t.plan, lead.inputs.loader, world=lead.world, floor=floor, rows=t.state.rows
+        )
         for t, floor in zip(trainers, floors, strict=True)
     ]
     try:

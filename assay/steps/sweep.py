@@ -18,13 +18,13 @@ from train.trainer import METRICS
 
 from .dictionary import measure
 
-__all__ = ["SWEEP", "make_sweep", "make_sweep_evaluation"]
+__all__ = ["SWEEP", "make_sweep", "make_sweep_evaluation", "member_folders"]
 
 
 def make_sweep(context: Context, out: Path) -> None:
     """Train all dictionaries on the same batches: that of section sae into `out`, the others beside it."""
     members, hook = context.config.members, context.hook
-    finals = [out, *(_folder(context, member.name) for member in members[1:])]
+    finals = [out, *member_folders(context)[1:]]
     places = [out, *(final.with_name(f".{final.name}.part") for final in finals[1:])]
     runs = [
         Run(m.sae, m.train, m.seed, out=place, work=context.work("train") / m.name)
@@ -63,8 +63,7 @@ def make_sweep_evaluation(context: Context, out: Path) -> None:
         The store has no held-out rows.
     """
     points, split = [], ""
-    for member in context.config.members:
-        folder = _folder(context, member.name)
+    for folder in member_folders(context):
         record = measure(context, folder.name)
         held_out = [name for name in ("confirm", "discover", "out_of_time") if name in record]
         if not held_out:
@@ -78,5 +77,6 @@ def make_sweep_evaluation(context: Context, out: Path) -> None:
     write_sweep(points, split, out)
 
 
-def _folder(context: Context, name: str) -> Path:
-    return context.folder / "sae" / f"{context.hook}-{name}"
+def member_folders(context: Context) -> list[Path]:
+    """Return where the dictionaries of a run lie, that of section sae first."""
+    return [context.folder / "sae" / f"{context.hook}-{member.name}" for member in context.config.members]

@@ -64,7 +64,7 @@ class BatchTopK(SAE):
 
     def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:
         """Return mean squared error + aux_alpha · AuxK, codes chosen over the global batch."""
-        return self._losses(batch.x, self._compete(batch.x, world), dead, world)
+        return self._losses(batch.x, self._compete(batch.x), dead, world)
 
     @torch.no_grad()
     def after_step(self, losses: Losses, *, world: World) -> None:
@@ -86,7 +86,7 @@ class BatchTopK(SAE):
         """Set the threshold to the mean over batches of the smallest code that training would keep."""
         smallest = []
         for x in batches:
-            codes = self._compete(x, world)
+            codes = self._compete(x)
             values = torch.cat([codes.values, codes.values.new_full((1,), torch.inf)])
             smallest.append(world.all_reduce(values.min(), "min"))
         found = torch.stack(smallest)
@@ -99,6 +99,6 @@ class BatchTopK(SAE):
         """Scale the threshold."""
         self.threshold.mul_(scale)
 
-    def _compete(self, x: Float[Tensor, "batch d_in"], world: World) -> SparseCodes:
+    def _compete(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
         """Return the codes that training keeps: the k · rows largest positive entries of the global batch."""
-        return self._encode(x, partial(self.kernels.select_batch, k=self.config.k, world=world))
+        return self._encode(x, partial(self.kernels.select_batch, k=self.config.k))

@@ -9,7 +9,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Bool
-from pydantic import Field
+from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from sae.base import SAE, Batch, Losses, SAEConfig
@@ -30,7 +30,7 @@ class JumpReLUConfig(SAEConfig):
     """Features with a threshold of their own; k active ones on average."""
 
     kind: Literal["jumprelu"] = "jumprelu"
-    bandwidth: float | Literal["auto"] = Field("auto")
+    bandwidth: PositiveFloat | Literal["auto"] = Field("auto")
     """Width around a threshold within which values move it, in units of the scaled input; auto = 0.2 sqrt(d_in / k)."""
 
     def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> JumpReLU:
@@ -121,7 +121,7 @@ class JumpReLU(SAE):
         W, b = self.W_enc / self.threshold[:, None], self.b_enc / self.threshold
         factors = []
         for x in batches:
-            codes = self.kernels.select_batch(x - self.b_dec, W, b, k=self.config.k, world=world)
+            codes = self.kernels.select_batch(x - self.b_dec, W, b, k=self.config.k)
             values = torch.cat([codes.values, codes.values.new_full((1,), torch.inf)])
             factors.append(world.all_reduce(values.min(), "min"))
         found = torch.stack(factors)

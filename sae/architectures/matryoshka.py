@@ -67,7 +67,7 @@ class Matryoshka(BatchTopK):
 
     def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:
         """Return the mean squared error over prefixes + aux_alpha · AuxK, codes chosen over the global batch."""
-        x, codes = batch.x, self._compete(batch.x, world)
+        x, codes = batch.x, self._compete(batch.x)
         here = [min(max(p - self.first_feature, 0), self.d_sae) for p in self.prefixes]
         errors, x_hat = nested_errors(
             x, cut_by_feature(codes, here), self.W_dec, self.b_dec, kernels=self.kernels

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from typing import Protocol, runtime_checkable
 
@@ -18,7 +18,6 @@ from torch import Tensor
 
 from sae.codes import SparseCodes
 from sae.errors import ConfigError
-from sae.world import World
 
 from .explanation import Explanation
 
@@ -60,9 +59,8 @@ class Kernels(Protocol):
         b: Float[Tensor, "d_sae"],
         *,
         k: int,
-        world: World,
     ) -> SparseCodes:
-        """Keep the k · rows largest positive entries of x Wᵀ + b, over the rows of all ranks together."""
+        """Keep the k · rows largest positive entries of x Wᵀ + b, over all rows together."""
 
     def select_above(
         self,
@@ -101,6 +99,7 @@ class Kernels(Protocol):
         """
 
 
+@cache
 def find_kernels(name: str = "auto", *, device: torch.device = CPU, precision: str = "fp32") -> Kernels:
     """Return the kernels of that name.
 

@@ -11,7 +11,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae.codes import SparseCodes, concatenate, offsets_of
-from sae.world import World
 
 from .explanation import Explanation, explain_densely
 
@@ -76,14 +75,12 @@ class PortableKernels:
         b: Float[Tensor, "d_sae"],
         *,
         k: int,
-        world: World,
     ) -> SparseCodes:
-        """Keep the k · rows largest positive entries of x Wᵀ + b, over the rows of all ranks together.
+        """Keep the k · rows largest positive entries of x Wᵀ + b, over all rows together.
 
         Entries above a guessed threshold are collected; if they turn out too few, a lower guess follows.
         """
-        counts = world.all_gather(torch.tensor(len(x), device=x.device))
-        total = min(k, len(W)) * int(torch.stack(counts).sum())
+        total = min(k, len(W)) * len(x)
         sample = torch.addmm(b, x[:: max(1, len(x) // SAMPLE_ROWS)][:SAMPLE_ROWS], W.T)
         wanted = 1.5 * k * len(sample)
         while True:
@@ -91,10 +88,8 @@ class PortableKernels:
             guess = sample.flatten().topk(rank).values[-1] if rank < sample.numel() else sample.new_zeros(())
             guess = guess.nan_to_num().clamp(min=0)
             codes = self.select_above(x, W, b, threshold=guess)
-            found = int(world.all_reduce(torch.tensor(len(codes.values), device=x.device)))
-            lowest = float(world.all_reduce(guess, "max"))
-            if found >= total or lowest == 0:
-                return cut(codes, total, world)
+            if len(codes.values) >= total or float(guess) == 0:
+                return cut(codes, total)
             wanted *= 4
 
     def select_above(
@@ -248,19 +243,16 @@ class PortableKernels:
         return codes._replace(values=self.value_gradients(codes, x, W) + b[codes.features])
 
 
-def cut(codes: SparseCodes, total: int, world: World) -> SparseCodes:
-    """Keep the `total` largest codes of all ranks together; ties go to the lower rank, row, feature."""
-    everywhere = world.all_gather(codes.values)
-    values = torch.cat(everywhere)
+def cut(codes: SparseCodes, total: int) -> SparseCodes:
+    """Keep the `total` largest codes; ties go to the lower row, then feature."""
+    values = codes.values
     if len(values) <= total:
         return codes
     place = len(values) - total
     # kthvalue has no deterministic form on a GPU, where sorting is quick
     smallest = values.sort().values[place] if values.is_cuda else values.kthvalue(place + 1).values
-    above = int((~(values <= smallest)).sum())
-    spent = sum(int((part == smallest).sum()) for part in everywhere[: world.rank])
-    ties = (codes.values == smallest).nonzero().squeeze(1)[: max(0, total - above - spent)]
-    kept = ~(codes.values <= smallest)
+    kept = ~(values <= smallest)
+    ties = (values == smallest).nonzero().squeeze(1)[: total - int(kept.sum())]
     kept[ties] = True
     return _kept(codes, kept)
 

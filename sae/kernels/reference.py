@@ -7,7 +7,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.codes import SparseCodes, from_dense
-from sae.world import World
 
 from .explanation import Explanation
 
@@ -49,16 +48,12 @@ class ReferenceKernels:
         b: Float[Tensor, "d_sae"],
         *,
         k: int,
-        world: World,
     ) -> SparseCodes:
-        """Keep the k · rows largest positive entries of x Wᵀ + b, over the rows of all ranks together."""
+        """Keep the k · rows largest positive entries of x Wᵀ + b, over all rows together."""
         pre = x @ W.T + b
-        everywhere = torch.cat(world.all_gather(pre))
-        kept = everywhere.flatten().argsort(descending=True, stable=True)[: k * len(everywhere)]
-        mask = torch.zeros_like(everywhere, dtype=torch.bool).flatten().scatter(0, kept, value=True)
-        before = sum(len(part) for part in world.all_gather(pre)[: world.rank])
-        mine = mask.view_as(everywhere)[before : before + len(pre)]
-        return from_dense(torch.where(mine, pre, 0))
+        kept = pre.flatten().argsort(descending=True, stable=True)[: k * len(pre)]
+        mask = torch.zeros_like(pre, dtype=torch.bool).flatten().scatter(0, kept, value=True)
+        return from_dense(torch.where(mask.view_as(pre), pre, 0))
 
     def select_above(
         self,

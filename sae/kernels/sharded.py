@@ -76,7 +76,6 @@ class ShardedKernels:
         b: Float[Tensor, "d_sae"],
         *,
         k: int,
-        world: World,
     ) -> SparseCodes:
         """Keep the k · rows largest positive entries over the rows and the features of all ranks.
 

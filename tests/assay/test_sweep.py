@@ -67,6 +67,20 @@ def test_every_member_lands_with_its_evaluation_and_the_table_says_what_they_say
 
 
 @pytest.mark.xdist_group("sweep")
+def test_what_is_gone_of_any_member_is_made_again(swept, command):
+    folder, _ = swept
+    (folder / "run" / "sae" / NAMES[0] / "evaluation.json").unlink()
+    code, said, error = command("run", folder / "config.yaml", cwd=folder)
+    assert code == 0, error
+    assert "train is fresh" in said and "evaluate again, because its output is gone" in said
+    shutil.rmtree(folder / "run" / "sae" / NAMES[2])
+    code, said, error = command("run", folder / "config.yaml", cwd=folder)
+    assert code == 0, error
+    assert "train again, because its output is gone" in said
+    assert all((folder / "run" / "sae" / name / "evaluation.json").is_file() for name in NAMES)
+
+
+@pytest.mark.xdist_group("sweep")
 def test_again_it_is_fresh_and_a_changed_member_trains_again(swept):
     folder, _ = swept
     again = assay("run", folder / "config.yaml", cwd=folder)

@@ -47,7 +47,7 @@ def select(world: World, case: str, rule: str, k: int) -> tuple[int, int, torch.
         few = candidates(len(W), world.axes["feature"], world.coordinate("feature"))
         codes = kernels.select_largest(x, W[:few], b[:few], k=k)
     else:
-        codes = kernels.select_batch(x, W, b, k=k, world=world)
+        codes = kernels.select_batch(x, W, b, k=k)
     assert (codes.features.diff()[codes.row_ids().diff() == 0] > 0).all()
     return world.coordinate("data"), world.coordinate("feature"), codes.to_dense(len(W))
 
@@ -80,7 +80,7 @@ def test_selections_are_those_of_one_process(rule, mesh, pool_of):
                 few = oracle.select_largest(x, W[offered], b[offered], k=k)
                 expected = few._replace(features=offered[few.features])
             else:
-                expected = oracle.select_batch(x, W, b, k=k, world=World())
+                expected = oracle.select_batch(x, W, b, k=k)
             torch.testing.assert_close(found, expected.to_dense(D_SAE), msg=f"{case}, k = {k}")
 
 
@@ -158,6 +158,6 @@ def keep_nan(world: World) -> None:
     x[3] = float("nan")
     kernels = ShardedKernels(CpuKernels(), world)
     W, b = part(world, W, "feature"), part(world, b, "feature")
-    for codes in (kernels.select_rows(x, W, b, k=3), kernels.select_batch(x, W, b, k=3, world=world)):
+    for codes in (kernels.select_rows(x, W, b, k=3), kernels.select_batch(x, W, b, k=3)):
         assert isinstance(codes, SparseCodes)
         assert kernels.decode(codes, W)[3].isnan().all()

@@ -8,9 +8,7 @@ from hypothesis import strategies as st
 from sae.codes import SparseCodes, concatenate, from_dense
 from sae.errors import ConfigError
 from sae.kernels import cpu, find_kernels, find_precision, portable
-from sae.world import World
 
-WORLD = World()
 CPU, PORTABLE, REFERENCE = (find_kernels(name) for name in ("cpu", "portable", "reference"))
 
 
@@ -42,7 +40,7 @@ def test_selections_agree_with_the_oracle(kernels, rows, d_in, d_sae, k, seed, r
     x, W, b = problem(rows, d_in, d_sae, seed, rounded=rounded)
     same(kernels.select_rows(x, W, b, k=k), REFERENCE.select_rows(x, W, b, k=k))
     same(kernels.select_largest(x, W, b, k=k), REFERENCE.select_largest(x, W, b, k=k))
-    same(kernels.select_batch(x, W, b, k=k, world=WORLD), REFERENCE.select_batch(x, W, b, k=k, world=WORLD))
+    same(kernels.select_batch(x, W, b, k=k), REFERENCE.select_batch(x, W, b, k=k))
     for threshold in (torch.tensor(0.0), torch.tensor(1.0), b.abs().float()):
         above = threshold.to(x.dtype)
         same(kernels.select_above(x, W, b, threshold=above), REFERENCE.select_above(x, W, b, threshold=above))
@@ -66,7 +64,7 @@ def test_ties_go_to_the_lower_feature(kernels):
     assert codes.features.tolist() == [1, 3] * 3
     codes = kernels.select_rows(x, W, b, k=4)
     assert codes.features.tolist() == [0, 1, 3, 4] * 3
-    batch = kernels.select_batch(x, W, b, k=2, world=WORLD)
+    batch = kernels.select_batch(x, W, b, k=2)
     assert batch.features.tolist() == [1, 3, 4, 1, 3, 4]
     assert batch.offsets.tolist() == [0, 3, 6, 6]
 
@@ -74,7 +72,7 @@ def test_ties_go_to_the_lower_feature(kernels):
 @pytest.mark.parametrize("kernels", [CPU, PORTABLE, REFERENCE])
 def test_only_positive_entries_are_kept(kernels):
     x, W, b = torch.eye(2), torch.tensor([[1.0, -1], [-1, -1], [2, -3]]), torch.zeros(3)
-    for codes in (kernels.select_rows(x, W, b, k=3), kernels.select_batch(x, W, b, k=3, world=WORLD)):
+    for codes in (kernels.select_rows(x, W, b, k=3), kernels.select_batch(x, W, b, k=3)):
         assert codes.features.tolist() == [0, 2]
         assert codes.offsets.tolist() == [0, 2, 2]
     strict = kernels.select_above(x, W, b, threshold=torch.tensor(1.0))
@@ -84,22 +82,22 @@ def test_only_positive_entries_are_kept(kernels):
 @pytest.mark.parametrize("kernels", [CPU, PORTABLE, REFERENCE])
 def test_nan_is_not_hidden(kernels):
     x, W, b = torch.ones(2, 2), torch.tensor([[1.0, 1], [float("nan"), 1], [2, 1]]), torch.zeros(3)
-    for codes in (kernels.select_rows(x, W, b, k=1), kernels.select_batch(x, W, b, k=2, world=WORLD)):
+    for codes in (kernels.select_rows(x, W, b, k=1), kernels.select_batch(x, W, b, k=2)):
         assert codes.values.isnan().any()
 
 
 def test_chunks_do_not_change_the_result(monkeypatch):
     x, W, b = problem(50, 6, 31, 0)
-    whole = CPU.select_rows(x, W, b, k=4), CPU.select_batch(x, W, b, k=4, world=WORLD)
+    whole = CPU.select_rows(x, W, b, k=4), CPU.select_batch(x, W, b, k=4)
     monkeypatch.setattr(portable, "ROWS_PER_CHUNK", 7)
     same(whole[0], CPU.select_rows(x, W, b, k=4))
-    same(whole[1], CPU.select_batch(x, W, b, k=4, world=WORLD))
+    same(whole[1], CPU.select_batch(x, W, b, k=4))
 
 
 def test_batch_selection_survives_a_misleading_sample():
     x, W, b = problem(128, 6, 31, 0)
     x[::4] *= 100  # exactly the rows that the guess is made from
-    same(CPU.select_batch(x, W, b, k=3, world=WORLD), REFERENCE.select_batch(x, W, b, k=3, world=WORLD))
+    same(CPU.select_batch(x, W, b, k=3), REFERENCE.select_batch(x, W, b, k=3))
 
 
 @pytest.mark.parametrize("kernels", [CPU, PORTABLE])
@@ -146,7 +144,7 @@ def test_a_bf16_product_proposes_and_full_precision_decides(kernels):
     for found, exact in (
         (kernels.select_rows(x, W, b, k=8), REFERENCE.select_rows(x, W, b, k=8)),
         (kernels.select_largest(x, W, b, k=8), REFERENCE.select_largest(x, W, b, k=8)),
-        (kernels.select_batch(x, W, b, k=8, world=WORLD), REFERENCE.select_batch(x, W, b, k=8, world=WORLD)),
+        (kernels.select_batch(x, W, b, k=8), REFERENCE.select_batch(x, W, b, k=8)),
         (
             kernels.select_above(x, W, b, threshold=b.abs() + 10),
             REFERENCE.select_above(x, W, b, threshold=b.abs() + 10),

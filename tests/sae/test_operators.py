@@ -24,7 +24,7 @@ def parameters(d_in=4, d_sae=9, rows=6, seed=0):
 def rules(kernels):
     return {
         "rows": partial(kernels.select_rows, k=3),
-        "batch": partial(kernels.select_batch, k=3, world=WORLD),
+        "batch": partial(kernels.select_batch, k=3),
         "above": partial(kernels.select_above, threshold=torch.tensor(0.3, dtype=torch.float64)),
         "all": partial(kernels.select_rows, k=100),
         "none": partial(kernels.select_above, threshold=torch.tensor(1e9, dtype=torch.float64)),

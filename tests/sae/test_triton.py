@@ -12,14 +12,12 @@ from sae import operators
 from sae.codes import SparseCodes, from_dense
 from sae.errors import ConfigError
 from sae.kernels import find_kernels, portable
-from sae.world import World
 
 pytest.importorskip("triton")
 
 from sae.kernels import triton as gpu
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-WORLD = World(device=DEVICE)
 TRITON, REFERENCE = gpu.TritonKernels(), find_kernels("reference")
 D_SAE = 600
 
@@ -60,8 +58,8 @@ def test_selections_come_out_of_the_tiles_and_agree_with_the_oracle(shape, redon
     high = (x @ W.T + b).quantile(0.99).clamp(min=0)
     for limit in (high, high + b.abs()):
         same(TRITON.select_above(x, W, b, threshold=limit), REFERENCE.select_above(x, W, b, threshold=limit))
-    theirs = REFERENCE.select_batch(x, W, b, k=2, world=WORLD)
-    same(TRITON.select_batch(x, W, b, k=2, world=WORLD), theirs)
+    theirs = REFERENCE.select_batch(x, W, b, k=2)
+    same(TRITON.select_batch(x, W, b, k=2), theirs)
     assert sum(redone) <= shape[0] / 4
 
 
@@ -87,14 +85,14 @@ def test_ties_and_k_of_any_size(k):
     x, W, b = (t.round() for t in problem(d_in=3))
     same(TRITON.select_rows(x, W, b, k=k), REFERENCE.select_rows(x, W, b, k=k))
     same(TRITON.select_largest(x, W, b, k=k), REFERENCE.select_largest(x, W, b, k=k))
-    theirs = REFERENCE.select_batch(x, W, b, k=k, world=WORLD)
-    same(TRITON.select_batch(x, W, b, k=k, world=WORLD), theirs)
+    theirs = REFERENCE.select_batch(x, W, b, k=k)
+    same(TRITON.select_batch(x, W, b, k=k), theirs)
 
 
 def test_nan_is_not_hidden():
     x, W, b = problem()
     W[77] = torch.nan
-    for codes in (TRITON.select_rows(x, W, b, k=1), TRITON.select_batch(x, W, b, k=2, world=WORLD)):
+    for codes in (TRITON.select_rows(x, W, b, k=1), TRITON.select_batch(x, W, b, k=2)):
         assert codes.values.isnan().any()
     x, W, b = problem()
     x[3] = torch.nan

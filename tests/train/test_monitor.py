@@ -32,8 +32,25 @@ def test_records_agree_with_what_is_known(small, trainer, tmp_path):
     ratios = [record["fvu"] / record["mse"] for record in records]
     assert sum(ratios) / len(ratios) == pytest.approx(1, rel=0.25)
     assert records[-1]["seconds_left"] == 0
-    between = records[-1]["seconds"] - records[-2]["seconds"]
-    assert records[-1]["rows_per_second"] == pytest.approx(320 / between, rel=1e-6)
+    began = 0.0
+    for record in records:
+        assert record["rows_per_second"] == pytest.approx(320 / (record["seconds"] - began), rel=0.01)
+        began = record["seconds"]
+
+
+def test_the_first_record_after_a_resumption_counts_the_steps_since(small, trainer, tmp_path):
+    run = trainer(small, tmp_path, sae=SAE, **RUN, checkpoint_every=25)
+
+    def stop(done, total, text):
+        if done == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.fit(stop)
+    run.checkpoints.finish()
+    trainer(small, tmp_path, sae=SAE, **RUN, checkpoint_every=25).fit()
+    first = next(record for record in lines(tmp_path) if record["step"] == 30)
+    assert first["rows_per_second"] == pytest.approx(5 * 32 / first["seconds"], rel=0.01)
 
 
 def test_waiting_and_dead_features_are_warned_of_once(small, trainer, tmp_path, caplog):

@@ -306,6 +306,24 @@ def test_damage_reaches_the_caller(tmp_path, rows, write):
         list(load(store).batches(40))
 
 
+def test_a_batch_that_could_not_be_read_comes_next_when_asked_again(stored, monkeypatch):
+    whole = keys(load(stored).batches(8))
+    loader, fails = load(stored), iter([True])
+    assemble = ShuffledLoader._assemble
+
+    def once(self, batch):
+        if batch == 2 and next(fails, False):
+            raise StoreError("a passing fault")
+        return assemble(self, batch)
+
+    monkeypatch.setattr(ShuffledLoader, "_assemble", once)
+    served = [loader.next_batch(), loader.next_batch()]
+    with pytest.raises(StoreError, match="passing"):
+        loader.next_batch()
+    assert loader.state_dict()["batch"] == 2
+    assert keys([*served, *loader.batches(6)]) == whole
+
+
 def test_memory_is_given_out_again_only_when_nothing_uses_it():
     recycler = Recycler(kept=8)
 

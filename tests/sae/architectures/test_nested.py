@@ -144,7 +144,7 @@ def test_one_prefix_is_batch_topk_and_one_budget_is_topk():
 def test_features_of_a_later_prefix_learn_nothing_from_an_earlier_one():
     sae, x = build("matryoshka", d_in=5, d_sae=12, k=4, prefixes=[6, 12]), draw(20, 5)
     losses = sae.losses(Batch(x), dead=torch.zeros(12, dtype=torch.bool), world=WORLD)
-    last = (x - sae.decode(sae._compete(x, WORLD))).square().mean() / 2
+    last = (x - sae.decode(sae._compete(x))).square().mean() / 2
     (whole,), (outer,) = (torch.autograd.grad(loss, [sae.W_dec]) for loss in (losses.total, last))
     torch.testing.assert_close(whole[6:], outer[6:])
     assert not torch.allclose(whole[:6], outer[:6])
