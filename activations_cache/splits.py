@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from sae.config import Config
 
@@ -29,6 +29,12 @@ class SplitConfig(Config):
     """Share of the fit entities that decides when the model has been trained enough."""
     out_of_time: int | str | None = None
     """First period ('YYYY-MM' or the period's number) whose rows leave their split and become `out_of_time`."""
+
+    @model_validator(mode="after")
+    def _leaves_some_to_confirm(self) -> SplitConfig:
+        if self.fit + self.discover >= 1:
+            raise ValueError(f"fit + discover is {self.fit + self.discover:g}, which leaves none to confirm")
+        return self
 
 
 def hash_uniform(seed: int, purpose: str, entities: Sequence[str]) -> Float[np.ndarray, " entities"]:

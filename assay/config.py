@@ -141,6 +141,16 @@ class RunConfig(Config):
         return self.source.reads_panel
 
     @property
+    def split_seed(self) -> int:
+        """Seed of the hash that divides the entities: the panel's, or that of a source with entities of its own."""
+        split = (
+            self.panel.split
+            if self.panel is not None and self.reads_panel
+            else getattr(self.source, "split", None)
+        )
+        return 0 if split is None else split.seed
+
+    @property
     def fits_model(self) -> bool:
         """Whether activations are read off a model that the run fits, and so can re-initialise and intervene in."""
         return isinstance(self.source, PanelSourceConfig) and self.fit is not None

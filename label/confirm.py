@@ -98,15 +98,15 @@ class Confirm:
         p = positives / max(n, 1)
         p_draws = truth.positives_draws / np.maximum(truth.rows_draws, 1)
         skill_draws = (draws - p_draws) / np.maximum(1 - p_draws, 1e-12)
-        f1, precision, recall = _rates(hit, fired, truth, self.weights)
+        found = rates(hit, fired, truth, self.weights)
         return Measure(
             prevalence=float(p),
             ap=interval(ap, draws),
             skill=interval((ap - p) / max(1 - p, 1e-12), skill_draws),
             lift=interval(ap / max(p, 1e-12), draws / np.maximum(p_draws, 1e-12)),
-            f1=f1,
-            precision=precision,
-            recall=recall,
+            f1=found.f1,
+            precision=found.precision,
+            recall=found.recall,
             n_entities=int((truth.positives > 0).sum()),
             n_entities_without=int((truth.rows > truth.positives).sum()),
             n_entities_firing=int((fired > 0).sum()),
@@ -148,22 +148,39 @@ def measure_pairs(
     return out
 
 
-def _rates(
-    hit: np.ndarray, fired: np.ndarray, truth: Truth, weights: np.ndarray
-) -> tuple[Interval, Interval, Interval]:
-    """Return F1, precision and recall with intervals, from sums per entity."""
+class Rates(NamedTuple):
+    """How the rows on which a detector fires agree with those of its target."""
+
+    f1: Interval
+    precision: Interval
+    recall: Interval
+    f1_draws: Float[np.ndarray, " draws"]
+    """NaN in samples where it is not defined."""
+
+
+def rates(
+    hit: Float[np.ndarray, " n_entities"],
+    fired: Float[np.ndarray, " n_entities"],
+    truth: Truth,
+    weights: Float[np.ndarray, "n_entities draws"],
+) -> Rates:
+    """Return F1, precision and recall from an entity's rows: those hit, and those fired on.
+
+    Samples in which a rate is not defined, 0 of 0, do not count for its interval.
+    """
     tp, n_fired, positives = hit.sum(), fired.sum(), truth.positives.sum()
     tp_draws, fired_draws = resampled(weights, hit, fired)
 
     def ratio(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return np.asarray(np.where(b > 0, a / np.maximum(b, 1e-12), np.nan))
 
-    f1 = interval(
-        float(2 * tp / max(n_fired + positives, 1)), ratio(2 * tp_draws, fired_draws + truth.positives_draws)
+    f1_draws = ratio(2 * tp_draws, fired_draws + truth.positives_draws)
+    return Rates(
+        f1=interval(float(2 * tp / max(n_fired + positives, 1)), f1_draws),
+        precision=interval(float(tp / n_fired) if n_fired else 0.0, ratio(tp_draws, fired_draws)),
+        recall=interval(float(tp / positives) if positives else 0.0, ratio(tp_draws, truth.positives_draws)),
+        f1_draws=f1_draws,
     )
-    precision = interval(float(tp / n_fired) if n_fired else 0.0, ratio(tp_draws, fired_draws))
-    recall = interval(float(tp / positives) if positives else 0.0, ratio(tp_draws, truth.positives_draws))
-    return f1, precision, recall
 
 
 def calibrate(

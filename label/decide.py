@@ -97,7 +97,8 @@ def decide(
     candidates
         Its concepts that went to confirm, best on discover first.
     clock, control
-        The best nuisance and the best negative control, chosen on discover, as confirm measured them.
+        As confirm measured them: the clock that is best on discover, and of the negative controls that are, one of
+        each kind, the strongest.
     overlap
         Index in `candidates` -> Jaccard overlap of its rows on discover with the winner's.
     """

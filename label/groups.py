@@ -8,10 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from .confirm import Confirm, Detector, resampled
+from .confirm import Confirm, Detector, rates
 from .discover import TargetFit
 from .evidence import Evidence
-from .statistics.bootstrap import Interval, interval
+from .statistics.bootstrap import Interval
 from .targets import Target
 
 N_CANDIDATES = 64
@@ -105,17 +105,14 @@ def measure_union(confirm: Confirm, detectors: Sequence[Detector], target: Targe
     n = confirm.rows.n_entities
     fired = np.bincount(confirm.rows.member[union], minlength=n).astype(np.float64)
     hit = np.bincount(confirm.rows.member[union & truth.holds], minlength=n).astype(np.float64)
-    tp, fired_draws = resampled(confirm.weights, hit, fired)
-    positives = truth.positives_draws
-    f1 = 2 * tp / np.maximum(fired_draws + positives, 1e-12)
-    total = truth.positives.sum()
+    found = rates(hit, fired, truth, confirm.weights)
     return GroupMeasure(
-        f1=interval(float(2 * hit.sum() / max(fired.sum() + total, 1)), f1),
-        precision=interval(float(hit.sum() / max(fired.sum(), 1)), tp / np.maximum(fired_draws, 1e-12)),
-        recall=interval(float(hit.sum() / max(total, 1)), tp / np.maximum(positives, 1e-12)),
-        prevalence=float(total / max(truth.rows.sum(), 1)),
+        f1=found.f1,
+        precision=found.precision,
+        recall=found.recall,
+        prevalence=float(truth.positives.sum() / max(truth.rows.sum(), 1)),
         n_entities=int((truth.positives > 0).sum()),
-        f1_draws=f1.astype(np.float32),
+        f1_draws=found.f1_draws.astype(np.float32),
     )
 
 

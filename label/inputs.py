@@ -42,6 +42,8 @@ class LabelInputs:
         The untrained twin's; None where there is none.
     fidelity
         Figures of the dictionary's evaluation, repeated in the summary.
+    split_seed
+        Of the hash that divides the entities, which also draws the controls that are constant per entity.
     """
 
     store: Path
@@ -54,6 +56,7 @@ class LabelInputs:
     twin_store: Path | None = None
     twin_sae: Path | None = None
     fidelity: Mapping[str, Any] = field(default_factory=dict)
+    split_seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -136,6 +139,13 @@ def _entity_ids(store: ActivationStore) -> list[str]:
 
 
 def _evidence(store: ActivationStore, sae: SAE, hook: str, phase: str, report: Report) -> dict[str, Evidence]:
+    empty = [s for s in SPLITS if not store.splits.get(s)]
+    if empty:
+        raise StoreError(
+            f"{store.path} has no rows of split {' or '.join(empty)}, by which labels are found and confirmed",
+            got=", ".join(f"{name} {rows:,}" for name, rows in store.splits.items()),
+            do="harvest more entities, or other shares of them",
+        )
     total = sum(store.splits[s] for s in SPLITS)
     out: dict[str, Evidence] = {}
     for split in SPLITS:

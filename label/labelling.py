@@ -96,7 +96,7 @@ class Labelling:
         """Screen everything on discover and choose what goes on to confirm."""
         nuisances = [
             *clocks(self.rows),
-            *hash_controls(self.rows, self.ids, seed=self.seed),
+            *hash_controls(self.rows, self.ids, seed=self.inputs.split_seed),
             *persistent_controls(self.rows, self.concepts, seed=self.seed),
             *permuted_controls(self.rows, self.concepts, seed=self.seed),
         ]
@@ -257,7 +257,10 @@ class Labelling:
         return counts
 
     def best_nuisance(self, feature: int, families: Sequence[str]) -> tuple[Pair, Measure] | None:
-        """Return the strongest nuisance of the given families for a feature, by skill on confirm."""
+        """Return the strongest nuisance of the given families for a feature, by skill on confirm.
+
+        Each family sends the one that is best on discover; none of them may reach a label's skill.
+        """
         found = [
             (p, m)
             for p, m in self._by_feature.get(feature, ())

@@ -13,10 +13,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from safetensors.numpy import save_file
 
-from activations_cache.splits import SplitConfig, assign_splits, hash_uniform
+from activations_cache.splits import SplitConfig
 from sae.world import World
 
 from .base import ActivationBatch, ActivationSource, HarvestInputs, SourceConfig
+from .reading import EntitySplits
 
 HOOK = "oracle"
 BATCH_ENTITIES = 200
@@ -68,8 +69,7 @@ class SyntheticSource:
             directions, axis=1, keepdims=True
         )
         self.prevalence = _prevalences(config)
-        self._split, _ = assign_splits(config.split, self.ids)
-        self._rank = hash_uniform(config.split.seed, "rank", self.ids)
+        self._splits = EntitySplits(config.split, pa.array(self.ids))
 
     def batches(self, world: World, cursor: int = 0) -> Iterator[ActivationBatch]:
         """Yield this rank's batches from `cursor` on; the random numbers of a batch depend on its index alone."""
@@ -79,13 +79,13 @@ class SyntheticSource:
                 continue
             codes = np.arange(start, min(start + BATCH_ENTITIES, config.entities))
             _, acts = self._draw(index, len(codes))
-            mine = np.floor(self._rank[codes] * world.size) == world.rank
+            mine = np.floor(self._splits.rank[codes] * world.size) == world.rank
             entity = np.repeat(codes, config.rows_per_entity)
             time = np.tile(np.arange(config.rows_per_entity), len(codes))
             keep = np.repeat(mine, config.rows_per_entity)
-            yield ActivationBatch(
-                {HOOK: acts[keep]}, entity[keep], time[keep], time[keep], self._split[entity[keep]], index + 1
-            )
+            entity, time = entity[keep], time[keep]
+            split = self._splits.of(entity, time)
+            yield ActivationBatch({HOOK: acts[keep]}, entity, time, time, split, index + 1)
 
     def write_truth(self, folder: Path) -> None:
         """Write concepts.parquet (entity id, t, one column per direction) and directions.safetensors."""

@@ -7,12 +7,13 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import nn
 
 from activations_cache.inputs import ModelInputs, PanelAdapter
 from activations_cache.models import module_hash
 from activations_cache.panel import Panel
+from activations_cache.splits import SPLITS
 from sae.errors import ConfigError
 
 from .base import ActivationSource, HarvestInputs, SourceConfig
@@ -103,6 +104,8 @@ class Windows(NamedTuple):
 
     rows: Int[np.ndarray, "windows periods"]
     """Panel rows; -1 where the entity has none."""
+    served: Bool[np.ndarray, "windows periods"]
+    """Whether the row is this window's to serve, and not there for its context alone."""
     periods: Int[np.ndarray, "windows periods"]
     age: Int[np.ndarray, "windows periods"]
     """Periods since the entity's first, not below 0."""
@@ -117,25 +120,37 @@ class Windows(NamedTuple):
 def windows_of(panel: Panel, entities: Int[np.ndarray, " batch"], length: int, before: int = 0) -> Windows:
     """Lay windows of `length` periods end to end, backwards from each entity's last to its first.
 
+    Rows before the time cut and those after it have windows of their own: a model that looks both ways shows no row
+    before the cut what came after it.
+
     Parameters
     ----------
     before
         Periods to show ahead of each window besides.
     """
-    first, last = panel.time[panel.offsets[entities]], panel.time[panel.offsets[entities + 1] - 1]
+    begin, stop = panel.offsets[entities], panel.offsets[entities + 1]
+    here = np.concatenate([np.arange(a, b) for a, b in zip(begin, stop, strict=True)])
+    member = np.repeat(np.arange(len(entities)), stop - begin)
+    late = panel.split[here] == SPLITS.index("out_of_time")
+    cut = stop - np.bincount(member[late], minlength=len(entities))
+    # per entity the stretch before the cut and that after it, where there are rows
+    start, end = (np.stack(pair, axis=1).ravel() for pair in ((begin, cut), (cut, stop)))
+    stretch = np.flatnonzero(end > start)
+    first, last = panel.time[start[stretch]], panel.time[end[stretch] - 1]
     count = (last - first) // length + 1
-    owner = np.repeat(np.arange(len(entities)), count)
-    number = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-    end = last[owner] - number * length
-    periods = end[:, None] + np.arange(1 - length - before, 1)
+    window = np.repeat(np.arange(len(stretch)), count)
+    number = np.arange(len(window)) - np.repeat(np.cumsum(count) - count, count)
+    owner = stretch[window] // 2
+    periods = (last[window] - number * length)[:, None] + np.arange(1 - length - before, 1)
     # rows are sorted by entity and time, so one key finds them; windows may reach outside the panel's periods
-    low = min(int(panel.time.min()), int(periods.min()))
-    span = max(int(panel.time.max()), int(periods.max())) - low + 1
-    keys = panel.entity * span + (panel.time - low)
-    wanted = entities[owner][:, None] * span + (periods - low)
+    time = panel.time[here]
+    low = min(int(time.min()), int(periods.min()))
+    span = max(int(time.max()), int(periods.max())) - low + 1
+    keys, wanted = member * span + (time - low), owner[:, None] * span + (periods - low)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    rows = np.where(keys[at] == wanted, at, -1)
-    return Windows(rows, periods, np.maximum(periods - first[owner][:, None], 0))
+    rows = np.where(keys[at] == wanted, here[at], -1)
+    age = np.maximum(periods - panel.time[begin][owner][:, None], 0)
+    return Windows(rows, rows >= start[stretch][window][:, None], periods, age)
 
 
 class PatchAdapter:
@@ -153,13 +168,13 @@ class PatchAdapter:
         """Return the call for these entities."""
         windows = windows_of(panel, entities, self.length)
         values = windows.values(panel, self.names)
-        rows = windows.rows[:, self.ends]
+        rows, served = windows.rows[:, self.ends], windows.served[:, self.ends]
         if self.cls:
-            rows = np.concatenate([np.full((len(rows), 1), -1), rows], axis=1)
+            rows, served = (np.pad(a, ((0, 0), (1, 0))) for a in (rows, served))
         inputs = ModelInputs.at_rows(
             panel,
             np.maximum(rows, 0),
-            rows >= 0,
+            served,
             fields=self.names,
             past_values=torch.from_numpy(np.nan_to_num(values)),
             past_observed_mask=torch.from_numpy(np.isfinite(values)),
@@ -201,11 +216,11 @@ class PeriodAdapter:
         past = self._features(windows.periods, windows.age)
         ahead = np.arange(1, self.ahead + 1)
         future = self._features(windows.periods[:, -1:] + ahead, windows.age[:, -1:] + ahead)
-        rows = windows.rows[:, -self.length :]
+        rows, served = (a[:, -self.length :] for a in (windows.rows, windows.served))
         return ModelInputs.at_rows(
             panel,
             np.maximum(rows, 0),
-            rows >= 0,
+            served,
             past_values=torch.from_numpy(np.nan_to_num(values)),
             past_observed_mask=torch.from_numpy(np.isfinite(values)),
             past_time_features=past,

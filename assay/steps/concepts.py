@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,8 @@ from label.concepts.language import load_concepts
 from label.concepts.library import ConceptInfo, NotApplicable
 from label.concepts.tables import load_concept_table
 from sae.errors import ConceptError, ConfigError
+
+InfoT = TypeVar("InfoT", bound=ConceptInfo)
 
 
 def check_concepts(config: RunConfig) -> None:
@@ -51,12 +53,8 @@ def make_concepts(context: Context, out: Path) -> None:
     if config.paths and context.config.panel is not None and context.config.reads_panel:
         library = load_concepts([Path(p) for p in config.paths])
         fit_, skipped = library.applicable(context.config.panel.product, list(context.config.panel.columns))
-        labels = [c for c in fit_ if c.kind != "outcome"]
-        skipped += [
-            NotApplicable(c.id, "it looks ahead, so it never makes a label")
-            for c in fit_
-            if c.kind == "outcome"
-        ]
+        labels, ahead = _without_outcomes(fit_)
+        skipped += ahead
         if labels:
             report = evaluate_concepts(
                 labels,
@@ -88,11 +86,23 @@ def make_concepts(context: Context, out: Path) -> None:
             time=table.time,
             meta=None if table.meta is None else _inside(context, table.meta),
         )
-        infos = [info for info in infos if any(fnmatch(info.id, glob) for glob in table.only)]
-        tables.append({"file": file, "concepts": [info.to_dict() for info in infos]})
+        wanted = [info for info in infos if any(fnmatch(info.id, glob) for glob in table.only)]
+        kept, ahead = _without_outcomes(wanted)
+        skipped += ahead
+        tables.append({"file": file, "concepts": [info.to_dict() for info in kept]})
     _refuse_repeats([c["id"] for t in tables for c in t["concepts"]])
     record = {"format_version": 1, "tables": tables, "not_applicable": [list(s) for s in skipped]}
     (out / "concepts.json").write_text(json.dumps(record, indent=1))
+
+
+def _without_outcomes(infos: Sequence[InfoT]) -> tuple[list[InfoT], list[NotApplicable]]:
+    """Return the concepts that may make a label, and those that look ahead."""
+    ahead = [
+        NotApplicable(info.id, "it looks ahead, so it never makes a label")
+        for info in infos
+        if info.kind == "outcome"
+    ]
+    return [info for info in infos if info.kind != "outcome"], ahead
 
 
 def _rows_for_concepts(context: Context, out: Path) -> tuple[Path, Path]:

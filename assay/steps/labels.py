@@ -33,6 +33,7 @@ def make_labels(context: Context, out: Path) -> None:
         twin_store=twin / "activations.zarr" if has_twin else None,
         twin_sae=twin / "sae" / context.dictionary if has_twin else None,
         fidelity=_fidelity(context),
+        split_seed=config.split_seed,
     )
     with context.console.bar("") as bar:
         label_dictionary(

@@ -18,6 +18,8 @@ from .language import RESERVED
 from .library import NAME, ConceptInfo
 from .safety import read_yaml
 
+_WHOLE = r"U?(TINY|SMALL|BIG|HUGE)?INT(EGER)?"
+
 
 def load_concept_table(
     path: Path, out: Path, *, panel: Path, entities: Path, entity: str, time: str, meta: Path | None = None
@@ -56,7 +58,7 @@ def load_concept_table(
         kinds = {row[0]: str(row[1]) for row in connection.sql("DESCRIBE given").fetchall()}
         problems = [f"no column {name!r}" for name in (entity, time) if name not in names]
         problems += _unfit(ids, kinds)
-        if not problems and not kinds[time].endswith("INT"):
+        if not problems and not re.fullmatch(_WHOLE, kinds[time]):
             problems.append(f"column {time!r} is {kinds[time]}, not the panel's period index")
         if problems:
             raise ConceptError(f"{path}: {len(problems)} problem(s)\n  " + "\n  ".join(problems))

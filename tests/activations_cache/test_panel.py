@@ -10,7 +10,8 @@ import pytest
 from activations_cache.panel import Panel, PanelConfig
 from activations_cache.prepare import prepare
 from activations_cache.splits import SPLITS, SplitConfig, assign_splits, hash_uniform
-from sae.errors import PanelError
+from sae.config import parse_config
+from sae.errors import ConfigError, PanelError
 
 
 def raw_table(n=60, length=4, seed=0):
@@ -182,6 +183,12 @@ def test_the_split_is_a_function_of_the_entity_alone():
     assert np.bincount(split) / 5000 == pytest.approx([0.6, 0.2, 0.2], abs=0.02)
     assert inner[split != 0].sum() == 0
     assert inner.sum() / (split == 0).sum() == pytest.approx(0.1, abs=0.02)
+
+
+def test_shares_that_leave_none_to_confirm_are_refused():
+    for fit, discover in ((0.8, 0.3), (0.6, 0.4)):
+        with pytest.raises(ConfigError, match="none to confirm"):
+            parse_config(SplitConfig, {"fit": fit, "discover": discover}, where="split")
 
 
 def test_purposes_are_independent():

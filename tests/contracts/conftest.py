@@ -19,7 +19,7 @@ from activations_cache.sources import reading, text
 from activations_cache.sources.base import HarvestInputs, SourceConfig
 from sae.config import parse_config
 from tests.contracts.source_cases import source_case
-from tests.contracts.source_models import COLUMNS, WORDS, save_model
+from tests.contracts.source_models import COLUMNS, CUT, WORDS, save_model
 
 
 @pytest.fixture
@@ -53,7 +53,7 @@ def panel(place):
         entity="id",
         time="t",
         columns={c: c for c in COLUMNS},
-        split={"out_of_time": 17},
+        split={"out_of_time": CUT},
     )
     prepare(config, place / "panel")
     return place / "panel"

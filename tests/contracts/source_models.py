@@ -24,6 +24,8 @@ from activations_cache.inputs import ModelInputs
 from activations_cache.reference.histories import collate
 
 COLUMNS = ("bal", "due", "lim")
+CUT = 17
+"""First period after the time cut."""
 WORDS = [
     "the",
     "account",

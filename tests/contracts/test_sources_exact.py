@@ -1,6 +1,9 @@
 """What sources read is what models compute and files hold; and wrong input is one clear message."""
 
+import shutil
+
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -16,7 +19,7 @@ from sae.config import parse_config
 from sae.errors import ConfigError, UserError
 from sae.world import World
 from tests.contracts.source_cases import HERE, collect, source_case, table_of
-from tests.contracts.source_models import COLUMNS
+from tests.contracts.source_models import COLUMNS, CUT
 
 EXACT = {
     "text, bert": ("bert", "encoder.layer.{}", range(3), {}),
@@ -120,11 +123,36 @@ def test_patches_join_at_their_last_month(build, panel):
     for e, times in by_entity.items():
         for i, t in enumerate(times):
             # context 8, patches of 3 every 2: the context begins with a month that no patch covers
-            place = 7 - (times[-1] - t) % 8
+            last = max(u for u in times if (u >= CUT) == (t >= CUT))
+            place = 7 - (last - t) % 8
             if place in (3, 5, 7):
                 expected.append((e, i, t))
     assert [tuple(r) for r in at[:, :3]] == sorted(expected)
     assert set(acts) == {f"encoder.layers.{i}[0]#{c}" for i in range(2) for c in COLUMNS}
+
+
+def test_what_comes_after_the_time_cut_does_not_reach_the_rows_before_it(place, panel, folder_of):
+    later = place / "later"
+    shutil.copytree(panel, later)
+    table = pq.read_table(panel / "panel.parquet")
+    after = pc.greater_equal(table["time"], CUT)
+    for name in COLUMNS:
+        changed = pc.if_else(after, pc.add(table[name], 1000.0), table[name])
+        table = table.set_column(table.schema.get_field_index(name), name, changed)
+    pq.write_table(table, later / "panel.parquet")
+    source, model, _ = source_case("timeseries, patchtst", place, folder_of)
+    chosen = parse_config(ModelConfig, model, where="test")
+    found = []
+    for folder in (panel, later):
+        inputs = HarvestInputs(hooks=["encoder.layers.1[0]"], model=chosen, panel=folder)
+        found.append(table_of(collect(parse_config(SourceConfig, source, where="test").build(inputs=inputs))))
+    (at, acts), (same_at, later_acts) = found
+    assert np.array_equal(at, same_at)
+    early = at[:, 2] < CUT
+    assert 0 < early.sum() < len(early)
+    for hook, x in acts.items():
+        assert np.array_equal(x[early], later_acts[hook][early])
+        assert not np.array_equal(x[~early], later_acts[hook][~early])
 
 
 def test_several_events_of_a_day_keep_their_order(build, events):

@@ -1,6 +1,7 @@
 """Labelling on activations whose truth is known, with the true directions as the dictionary."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 import sae.architectures  # noqa: F401
 from activations_cache.harvest import HarvestConfig, harvest
 from activations_cache.sources.synthetic import SyntheticSource, SyntheticSourceConfig
+from activations_cache.splits import SPLITS, SplitConfig
 from activations_cache.store import ActivationStore
 from label.concepts.library import ConceptInfo
 from label.config import LabelConfig
@@ -20,6 +22,7 @@ from label.run import label_dictionary
 from label.tables import SCHEMAS, read_summary, read_table
 from sae.architectures.batch_topk import BatchTopKConfig
 from sae.checkpoint import save_sae
+from sae.errors import StoreError
 from sae.folding import fold
 from sae.world import World
 
@@ -131,6 +134,24 @@ def test_without_model_and_twin_nothing_is_called_learned_or_used(labelled):
 
 def test_negative_controls_are_not_labelled(labelled):
     assert read_summary(labelled)["controls"] == {"hash": 0, "persistent": 0, "permuted": 0}
+
+
+def test_a_store_without_rows_to_confirm_on_is_refused(inputs, tmp_path):
+    few = SOURCE.model_copy(update={"entities": 3})
+    harvest(SyntheticSource(few), tmp_path / "few.zarr", HarvestConfig(), seed=0, world=World.single("cpu"))
+    empty = [
+        s for s in ("discover", "confirm") if s not in ActivationStore.open(tmp_path / "few.zarr").splits
+    ]
+    assert empty
+    with pytest.raises(StoreError, match=f"no rows of split {' or '.join(empty)}"):
+        label_dictionary(replace(inputs, store=tmp_path / "few.zarr"), CONFIG, tmp_path / "labels", seed=0)
+
+
+def test_a_time_cut_holds_for_oracle_activations_too():
+    config = SOURCE.model_copy(update={"split": SplitConfig(out_of_time=10)})
+    for batch in SyntheticSource(config).batches(World()):
+        late = batch.split == SPLITS.index("out_of_time")
+        np.testing.assert_array_equal(late, batch.time >= 10)
 
 
 def test_the_same_seed_gives_the_same_bytes(inputs, labelled, tmp_path):

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
 from label.baselines import best_columns
-from label.confirm import Confirm
+from label.confirm import Confirm, Detector
 from label.groups import Member, grow, measure_group
 from label.statistics.bootstrap import entity_weights
 from label.targets import Target
@@ -72,3 +72,15 @@ def test_a_group_is_measured_as_the_union_at_frozen_thresholds():
     union = (dense[:, 0] > np.float32(0.3)) | (dense[:, 1] > np.float32(0.6))
     assert found.f1.value == pytest.approx(f1_score(truth, union))
     assert found.f1.low < found.f1.value < found.f1.high
+
+
+def test_a_rate_that_is_not_defined_in_a_sample_does_not_count():
+    """A detector that fires on one entity: half of the samples have none of its rows."""
+    rows = make_rows(50, 4, "confirm")
+    dense = np.zeros((200, 1), np.float32)
+    dense[:4] = 1.0
+    confirm = Confirm(rows, {"c": yes_no("c", dense[:, 0] > 0)}, entity_weights(50, 200, seed=0))
+    found = measure_group(confirm, make_evidence(dense, rows), [Member(0, 0.5)], T)
+    assert found.precision == (1.0, 1.0, 1.0) and found.recall == (1.0, 1.0, 1.0)
+    single = confirm.measure(Detector(np.arange(4), np.ones(4, np.float32), 0.5), T)
+    assert (single.f1, single.precision, single.recall) == (found.f1, found.precision, found.recall)

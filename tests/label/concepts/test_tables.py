@@ -79,3 +79,11 @@ def test_wrong_tables(folder: Path, table: dict[str, list[object]], meta: str | 
     with pytest.raises(ConceptError, match=reason):
         load(folder, table, meta)
     assert not (folder / "out.parquet").exists()
+
+
+@pytest.mark.parametrize("width", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_whole_numbers_of_any_width_are_periods(folder: Path, width: str) -> None:
+    months = pa.array([3, 4], getattr(pa, width)())
+    load(folder, {"id": [9, 17], "month": months, "vip": [True, False]})
+    with pytest.raises(ConceptError, match="not the panel's period index"):
+        load(folder, {"id": [9, 17], "month": [3.0, 4.0], "vip": [True, False]})
