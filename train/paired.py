@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-BINS = 10
+from activations_cache.reference.scores import BINS, calibration_bins
+
 Figure = tuple[float | None, float | None, float | None]
 """A value with the ends of its 95% interval; None where it is not defined."""
 Resamples = dict[str, dict[str, np.ndarray]]
@@ -31,10 +32,7 @@ class Scored:
         self.excess = probability(score) - self.truth
         self.loss = np.logaddexp(0, score) - self.truth * score
         self.starts = np.flatnonzero(np.append(True, np.diff(score) != 0))
-        ends = np.append(self.starts[1:], len(score)) - 1
-        equally = np.repeat(np.arange(BINS), [len(part) for part in np.array_split(score, BINS)])
-        # equal scores share the bin of their middle: a constant score is one bin, not ten by chance
-        self.bins = np.repeat(equally[(self.starts + ends) // 2], ends - self.starts + 1)
+        self.bins = calibration_bins(score)
 
     def measure(self, weight: Float[np.ndarray, " n"]) -> dict[str, float]:
         """Return the measures of weighted rows.

@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+BINS = 10
+
 
 class Discrimination(NamedTuple):
     """Ranking and calibration of probabilities against outcomes."""
@@ -23,7 +25,7 @@ class Discrimination(NamedTuple):
     calibration_error: float
     """Mean |observed rate - mean probability| over ten equally filled bins, weighted by their size."""
     calibration: list[dict[str, float]]
-    """The ten bins: n, mean probability, observed rate."""
+    """The bins, at most ten: n, mean probability, observed rate."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values."""
@@ -42,20 +44,31 @@ def auc(truth: Float[np.ndarray, " n"], score: Float[np.ndarray, " n"]) -> float
     return float((rankdata(score)[positive].sum() - n1 * (n1 + 1) / 2) / (n1 * n0))
 
 
+def calibration_bins(score: Float[np.ndarray, " n"]) -> Int[np.ndarray, " n"]:
+    """Return the bin of every score, given in ascending order: ten that are equally filled but for ties.
+
+    Equal scores share the bin of their middle, so a constant score is one bin and not ten by chance.
+    """
+    starts = np.flatnonzero(np.append(True, np.diff(score) != 0))
+    ends = np.append(starts[1:], len(score)) - 1
+    equally = np.repeat(np.arange(BINS), [len(part) for part in np.array_split(score, BINS)])
+    return np.repeat(equally[(starts + ends) // 2], ends - starts + 1)
+
+
 def discrimination(truth: Float[np.ndarray, " n"], probability: Float[np.ndarray, " n"]) -> Discrimination:
     """Return ranking and calibration figures; truth is 0 or 1."""
     value = auc(truth, probability)
     order = np.argsort(probability, kind="stable")
     ones = np.cumsum(truth[order]) / max(truth.sum(), 1)
     zeros = np.cumsum(1 - truth[order]) / max((1 - truth).sum(), 1)
+    filled = calibration_bins(probability[order])
     bins = [
         {
             "n": float(len(part)),
             "predicted": float(probability[part].mean()),
             "observed": float(truth[part].mean()),
         }
-        for part in np.array_split(order, 10)
-        if len(part)
+        for part in np.split(order, np.flatnonzero(np.diff(filled)) + 1)
     ]
     error = sum(b["n"] * abs(b["predicted"] - b["observed"]) for b in bins) / len(truth)
     return Discrimination(

@@ -45,10 +45,12 @@ def test_calibration_error_is_that_of_ten_bins_and_of_one_bin_for_a_constant():
     logit = rng.normal(size=503)
     y = (rng.random(503) < 0.4).astype(float)
     ones = np.ones(503)
-    p = probability(logit)
-    assert Scored(y, logit).measure(ones)["calibration_error"] == pytest.approx(
-        discrimination(y, p).calibration_error
-    )
+    # ties are cut by neither
+    for scores in (logit, np.round(logit, 1), np.zeros(503)):
+        found = discrimination(y, probability(scores))
+        assert Scored(y, scores).measure(ones)["calibration_error"] == pytest.approx(found.calibration_error)
+        assert sum(b["n"] for b in found.calibration) == 503
+    assert len(found.calibration) == 1
     constant = Scored(y, np.zeros(503)).measure(ones)
     assert constant["calibration_error"] == pytest.approx(abs(y.mean() - 0.5))
     assert (constant["auc"], constant["ks"]) == (0.5, 0.0)
