@@ -18,9 +18,9 @@ ConfigT = TypeVar("ConfigT", bound="Config")
 
 
 class Config(BaseModel):
-    """A frozen section of the configuration; the sentence under each field is its help text."""
+    """A frozen section of the configuration; the sentence under each field says what it is for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the section as plain JSON values, defaults included."""

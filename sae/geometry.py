@@ -9,21 +9,23 @@ from torch import Tensor
 ROWS_AT_ONCE = 512
 """Rows per chunk of the in-place passes: a chunk and its gradient stay in the cache."""
 
+DRAWN_AT_ONCE = 2**24
+"""Entries of the initial directions that are drawn at once (64 MiB)."""
+
 
 def unit_rows(
     rows: int, d_in: int, *, generator: torch.Generator, part: range | None = None
 ) -> Float[Tensor, "part d_in"]:
     """Return directions drawn uniformly from the sphere.
 
-    With `part`, only those of the rows: they have the same bits, and the others are drawn and forgotten a few at a
-    time, so that a shard never holds more than itself.
+    With `part`, only those of the rows: they have the same bits, and the others are drawn and forgotten some at a
+    time, so that a shard never holds much more than itself.
     """
     part = range(rows) if part is None else part
     W = torch.empty(len(part), d_in, device=generator.device)
-    for first in range(0, part.stop, ROWS_AT_ONCE):
-        drawn = torch.randn(
-            min(ROWS_AT_ONCE, rows - first), d_in, generator=generator, device=generator.device
-        )
+    at_once = max(1, DRAWN_AT_ONCE // d_in)
+    for first in range(0, part.stop, at_once):
+        drawn = torch.randn(min(at_once, rows - first), d_in, generator=generator, device=generator.device)
         low, high = max(first, part.start), min(first + len(drawn), part.stop)
         if low < high:
             kept = drawn[low - first : high - first]

@@ -78,5 +78,5 @@ def _squares(x: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
 
 
 def global_rows(x: Float[Tensor, "batch d_in"], world: World) -> int:
-    """Return the rows of the global batch."""
-    return int(world.all_reduce(torch.tensor(len(x), device=x.device), axis="data"))
+    """Return the rows of the global batch, of which all ranks have as many."""
+    return len(x) * world.axes["data"]

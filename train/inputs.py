@@ -86,12 +86,10 @@ class Inputs:
     def sample(self, rows: int, world: World) -> Float[Tensor, "rows d_in"]:
         """Return the next global batches, at least `rows` rows of them, the same on all ranks, and go back."""
         position, waited = self.loader.state_dict(), self.loader.wait_seconds
-        batches = [self._global(world)]
-        while len(batches) * len(batches[0]) < rows:
-            batches.append(self._global(world))
+        own = [self.next().x]
+        while len(own) * len(own[0]) * world.axes["data"] < rows:
+            own.append(self.next().x)
         self.loader.load_state_dict(position)
         self.loader.wait_seconds = waited
-        return torch.cat(batches)
-
-    def _global(self, world: World) -> Float[Tensor, "batch d_in"]:
-        return torch.cat(world.all_gather(self.next().x, axis="data"))
+        # [ranks, batches, rows, d_in]: of each batch the ranks' parts follow one another
+        return world.stack(torch.stack(own), axis="data").transpose(0, 1).flatten(0, 2)

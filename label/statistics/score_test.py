@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from scipy.special import ndtr, ndtri
 
 
 class EntitySums(NamedTuple):
@@ -37,6 +36,8 @@ def score_statistic(sums: EntitySums) -> float:
 
 def p_value(statistic: Float[np.ndarray, " n"], inflation: float = 1.0) -> Float[np.ndarray, " n"]:
     """Return one-sided p-values, the statistic shrunk by sqrt(inflation) where the null is wider than normal."""
+    from scipy.special import ndtr
+
     p: np.ndarray = ndtr(-np.asarray(statistic) / np.sqrt(max(1.0, inflation)))
     return p
 
@@ -60,6 +61,8 @@ def calibration(null: Float[np.ndarray, " n"]) -> Calibration:
     null = null[null != 0]
     if not len(null):
         return Calibration(0, float("nan"), 1.0)
+    from scipy.special import ndtr, ndtri
+
     tail = max(float(np.quantile(null, 0.95)), 0.0) / float(ndtri(0.95))
     return Calibration(len(null), float((ndtr(-null) < 0.05).mean()), max(1.0, tail**2))
 

@@ -28,7 +28,8 @@ RADIX_BITS = 11
 class ShardedKernels:
     """The kernels of one process, made exact over all ranks of a world. See `Kernels` for the contract.
 
-    W and b are the rank's own rows, features are counted from its first, and x is the same along `feature`.
+    W and b are the rank's own rows, features are counted from its first, and x is the same along `feature`; along
+    `data` every rank has as many rows.
     Ties go to the lower feature of the whole dictionary, over a batch to the lower row of the global batch
     first. Every rank calls every collective, whatever its own values.
 
@@ -83,8 +84,7 @@ class ShardedKernels:
         guess follows. What is too much is cut at the threshold that `kth_largest` finds.
         """
         world = self.world
-        rows = int(world.all_reduce(torch.tensor(len(x), device=x.device), axis="data"))
-        total = min(k, len(W) * world.axes["feature"]) * rows
+        total = min(k, len(W) * world.axes["feature"]) * len(x) * world.axes["data"]
         wanted = 1.5 * k
         while True:
             guess = self._guess(x, W, b, wanted)

@@ -99,14 +99,14 @@ def test_a_run_leaves_every_artefact_and_says_where(finished):
 
 
 @pytest.mark.xdist_group("run")
-def test_a_second_run_skips_everything(finished):
+def test_a_second_run_skips_everything(finished, command):
     config, run, _ = finished
     before = {
         p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name not in ("run.json", ".lock")
     }
-    again = assay("run", config, cwd=run.parent)
-    assert again.returncode == 0, again.stderr
-    assert again.stdout.count("is fresh") == 12
+    code, shown, error = command("run", config, cwd=run.parent)
+    assert code == 0, error
+    assert shown.count("is fresh") == 12
     after = {
         p: p.stat().st_mtime_ns for p in run.rglob("*") if p.is_file() and p.name not in ("run.json", ".lock")
     }
@@ -120,7 +120,7 @@ def test_a_changed_setting_reruns_what_reads_it_and_says_why(finished, command):
     assert code == 0, error
     assert "again, because label.min_skill 0.25 -> 0.3" in shown
     assert shown.count("is fresh") == 10
-    assert assay("run", config, cwd=run.parent).returncode == 0
+    assert command("run", config, cwd=run.parent)[0] == 0
 
 
 @pytest.mark.xdist_group("run")
@@ -167,7 +167,7 @@ def test_inspect_tells_what_everything_is(finished, command):
 @pytest.mark.xdist_group("run")
 def test_export_and_report_write_where_they_are_told(finished, command, tmp_path):
     _, run, _ = finished
-    assert assay("export", run, "--out", tmp_path / "bundle", cwd=tmp_path).returncode == 0
+    assert command("export", run, "--out", tmp_path / "bundle", cwd=tmp_path)[0] == 0
     assert command("inspect", tmp_path / "bundle", "--verify", cwd=tmp_path)[0] == 0
     weights = next((tmp_path / "bundle").rglob("weights.safetensors"))
     damaged = bytearray(weights.read_bytes())

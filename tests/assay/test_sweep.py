@@ -81,12 +81,14 @@ def test_what_is_gone_of_any_member_is_made_again(swept, command):
 
 
 @pytest.mark.xdist_group("sweep")
-def test_again_it_is_fresh_and_a_changed_member_trains_again(swept):
+def test_again_it_is_fresh_and_a_changed_member_trains_again(swept, command):
     folder, _ = swept
-    again = assay("run", folder / "config.yaml", cwd=folder)
-    assert again.stdout.count("is fresh") == 3, again.stdout
-    changed = assay("train", folder / "config.yaml", "sweep={train.lr: [1.0e-3]}", cwd=folder)
-    assert "train again, because sweep." in changed.stdout, changed.stdout + changed.stderr
+    code, said, error = command("run", folder / "config.yaml", cwd=folder)
+    assert code == 0, error
+    assert said.count("is fresh") == 3, said
+    code, said, error = command("train", folder / "config.yaml", "sweep={train.lr: [1.0e-3]}", cwd=folder)
+    assert code == 0, error
+    assert "train again, because sweep." in said
     assert (folder / "run" / "sae" / f"{NAMES[0]}-lr-0.001" / "weights.safetensors").is_file()
 
 

@@ -60,19 +60,21 @@ def build():
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "slow_rows", raising=False)
     (tmp_path / "slow_rows.py").write_text(MODULE.format(entities=ENTITIES, length=LENGTH))
     path = tmp_path / "config.yaml"
     path.write_text(CONFIG.format(out=tmp_path / "run", pause=0.0))
     return path
 
 
-def start(command: str, config: Path, *overrides: str, processes: int) -> subprocess.Popen[str]:
-    """`torchrun --nproc-per-node N --no-python assay COMMAND CONFIG`, or without torchrun for one process."""
-    assay = [sys.executable, "-c", "from assay.cli import main; main()", command, str(config), *overrides]
+def start(config: Path, *overrides: str, processes: int) -> subprocess.Popen[str]:
+    """`torchrun --nproc-per-node N --no-python assay harvest CONFIG`."""
+    assay = [sys.executable, "-c", "from assay.cli import main; main()", "harvest", str(config), *overrides]
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.Popen(
-        [*run, "--no-python", *assay] if processes > 1 else assay,
+        [*run, "--no-python", *assay],
         cwd=config.parent,
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{config.parent}", "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -119,9 +121,9 @@ def wait_for_commits(store: Path, parts: Sequence[int]) -> None:
 
 
 @pytest.mark.dist
-def test_four_processes_harvest_what_one_does(config, capsys):
+def test_four_processes_harvest_what_one_does(config, capsys, command):
     store = config.parent / "run/activations.zarr"
-    text = finish(start("harvest", config, processes=4))
+    text = finish(start(config, processes=4))
     assert text.count(f"{N:,} rows of") == 1, "one process speaks"
     assert len(ActivationStore.open(store).groups) == 4
     np.testing.assert_array_equal(rows_of(store), np.arange(N))
@@ -140,17 +142,19 @@ def test_four_processes_harvest_what_one_does(config, capsys):
     )
     for part in parts:
         assert part in said
-    finish(start("harvest", config, f"out={config.parent / 'one'}", processes=1))
+    code, _, error = command("harvest", config, f"out={config.parent / 'one'}", cwd=config.parent)
+    assert code == 0, error
     np.testing.assert_array_equal(rows_of(config.parent / "one/activations.zarr"), np.arange(N))
-    again = finish(start("run", config, processes=1))
+    code, again, error = command("run", config, cwd=config.parent)
+    assert code == 0, error
     assert "harvest is fresh" in again and list(config.parent.glob("run/sae/*/weights.safetensors"))
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize("blow", ["interrupt", "kill one"])
-def test_what_was_committed_is_there_after(config, blow):
+def test_what_was_committed_is_there_after(config, blow, command):
     store = config.parent / "run/activations.zarr"
-    job = start("harvest", config, "source.arguments.pause=0.03", processes=2)
+    job = start(config, "source.arguments.pause=0.03", processes=2)
     wait_for_commits(store, range(2))
     children = list(workers(job.pid))
     assert len(children) == 2
@@ -165,6 +169,7 @@ def test_what_was_committed_is_there_after(config, blow):
     before = ActivationStore.open(store, allow_incomplete=True)
     assert not before.complete and before.n_rows > 0
     kept = {path: path.read_bytes() for path in store.glob("w*/commits/*.json")}
-    finish(start("harvest", config, "source.arguments.pause=0.03", processes=1))
+    code, _, error = command("harvest", config, "source.arguments.pause=0.03", cwd=config.parent)
+    assert code == 0, error
     assert all(path.read_bytes() == data for path, data in kept.items())
     np.testing.assert_array_equal(rows_of(store), np.arange(N))

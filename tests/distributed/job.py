@@ -30,26 +30,31 @@ def main() -> None:
     args = parser.parse_args()
     torch.use_deterministic_algorithms(True)
     world = World.from_env("cpu", feature=args.feature, timeout=args.timeout)
-    args.folder.mkdir(parents=True, exist_ok=True)
+    work(world, args.folder, args.steps, args.kill_rank, args.kill_at)
+
+
+def work(world: World, folder: Path, steps: int, kill_rank: int = -1, kill_at: int = 0) -> None:
+    """Train and save; the rank to be killed dies at its step, once."""
+    folder.mkdir(parents=True, exist_ok=True)
     run = make_trainer(
-        plant(600, d_in=12, features=24, l0=3), args.folder, world=world,
+        plant(600, d_in=12, features=24, l0=3), folder, world=world,
         sae={"kind": "batch_topk", "d_sae": 48, "k": 3, "k_aux": 7},
-        batch_size=32, rows=32 * args.steps, dead_after_rows=64, checkpoint_every=10, log_every=10,
+        batch_size=32, rows=32 * steps, dead_after_rows=64, checkpoint_every=10, log_every=10,
     )  # fmt: skip
-    feed, mark = run.inputs.loader.next_batch, args.folder / "killed"
+    feed, mark = run.inputs.loader.next_batch, folder / "killed"
 
     def next_batch():
-        if run.state.step == args.kill_at and world.rank == args.kill_rank and not mark.exists():
+        if run.state.step == kill_at and world.rank == kill_rank and not mark.exists():
             mark.write_text(f"rank {world.rank} at step {run.state.step}")
             os.kill(os.getpid(), signal.SIGKILL)
         return feed()
 
     run.inputs.loader.next_batch = next_batch
-    (args.folder / f"pid-{world.rank}").write_text(str(os.getpid()))
+    (folder / f"pid-{world.rank}").write_text(str(os.getpid()))
     run.fit()
     whole = gather_whole(run.sae, world)
     if whole is not None:
-        save_file(whole.state_dict(), args.folder / "weights.safetensors")
+        save_file(whole.state_dict(), folder / "weights.safetensors")
 
 
 if __name__ == "__main__":

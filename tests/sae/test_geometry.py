@@ -3,6 +3,7 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from sae import geometry
 from sae.geometry import (
     ROWS_AT_ONCE,
     effective_rank,
@@ -44,7 +45,8 @@ def test_geometric_median_of_equal_rows():
     assert torch.equal(geometric_median(torch.ones(5, 2)), torch.ones(2))
 
 
-def test_a_part_of_the_rows_has_the_bits_of_the_whole_and_little_memory():
+def test_a_part_of_the_rows_has_the_bits_of_the_whole_and_little_memory(monkeypatch):
+    monkeypatch.setattr(geometry, "DRAWN_AT_ONCE", 16 * ROWS_AT_ONCE)
     rows, d_in = 3 * ROWS_AT_ONCE + 10, 16
     whole = unit_rows(rows, d_in, generator=torch.Generator().manual_seed(3))
     for part in (range(0, 7), range(ROWS_AT_ONCE - 1, 2 * ROWS_AT_ONCE + 5), range(rows - 2, rows)):
