@@ -22,10 +22,10 @@ from typing import Any
 
 
 def serve(latency: float) -> None:
-    from moto.moto_server.werkzeug_app import DomainDispatcherApplication, create_backend_app
+    from moto.moto_server.werkzeug_app import create_backend_app
     from werkzeug.serving import make_server
 
-    app, one_at_a_time = DomainDispatcherApplication(create_backend_app), threading.Lock()
+    app, one_at_a_time = create_backend_app("s3"), threading.Lock()
 
     def atomic(environ: dict[str, Any], start: Callable[..., Any]) -> Iterable[bytes]:
         if environ["REQUEST_METHOD"] != "PUT":
