@@ -23,6 +23,7 @@ from sae.world import World
 from .imported import ImportConfig
 from .inputs import Inputs
 from .loggers import Logger
+from .members import SideBySide
 from .parallel import gather_whole
 from .plan import Plan, TrainConfig, make_plan
 from .progress import Progress, silent
@@ -173,8 +174,9 @@ def train_saes(
             )
             for run, plan, sae in zip(runs, plans, saes, strict=True)
         ]
-        results = train_together(trainers, progress if world.is_main else silent)
-        _settle(saes, inputs, world)
+        with SideBySide(len(trainers), world) as members:
+            results = train_together(trainers, members, progress if world.is_main else silent)
+            _settle(saes, inputs, members, world)
     finally:
         loader.close()
     for run, trainer in zip(runs, trainers, strict=True):
@@ -216,14 +218,13 @@ def _check_same_batches(plans: Sequence[Plan], saes: Sequence[SAE], run_length: 
         )
 
 
-def _settle(saes: Sequence[SAE], inputs: Inputs, world: World) -> None:
+def _settle(saes: Sequence[SAE], inputs: Inputs, members: SideBySide, world: World) -> None:
     """Let each dictionary fix what inference uses, on the batches that follow the last step."""
     batches: Iterable[Tensor] = (inputs.next().x for _ in range(SETTLE_BATCHES))
     if len(saes) > 1:
         # going back to read them again would read the whole window again
         batches = list(batches)
-    for each in saes:
-        each.settle(batches, world=world)
+    members.each(lambda sae: sae.settle(batches, world=world), saes)
 
 
 def choose_hook(config: TrainConfig | ImportConfig, hooks: Mapping[str, int]) -> str:

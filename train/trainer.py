@@ -21,6 +21,7 @@ from .checkpoint import Checkpoints, newest_common
 from .inputs import Inputs
 from .interrupt import Interrupt
 from .loggers import Logger, MetricsFile, WandbLogger
+from .members import SideBySide
 from .monitor import Monitor, dead_share, floor_seconds, line
 from .optim import make_adam
 from .plan import Plan, TrainConfig
@@ -82,7 +83,8 @@ class Trainer:
 
     def fit(self, progress: Progress = silent) -> TrainResult:
         """Train to the end, from the last checkpoint where there is one."""
-        (result,) = train_together([self], progress)
+        with SideBySide(1, self.world) as members:
+            (result,) = train_together([self], members, progress)
         return result
 
     def save(self) -> None:
@@ -156,14 +158,16 @@ class Trainer:
         return loggers
 
 
-def train_together(trainers: Sequence[Trainer], progress: Progress = silent) -> list[TrainResult]:
+def train_together(
+    trainers: Sequence[Trainer], members: SideBySide, progress: Progress = silent
+) -> list[TrainResult]:
     """Train dictionaries on the same batches to the end, from the last step that all have a checkpoint of.
 
-    They share their inputs, batch size and number of steps, and learn from each batch one after the other, so
-    that every batch is read once; each gets the bits that it gets alone.
+    They share their inputs, batch size and number of steps, so that every batch is read once; each gets the bits
+    that it gets alone on as many threads as `members` gives it.
     """
     lead = trainers[0]
-    floors = _start_or_resume(trainers, progress)
+    floors = _start_or_resume(trainers, members, progress)
     monitors = [
         Monitor(
             t.open_loggers(), t.plan, lead.inputs.loader, world=lead.world, floor=floor, rows=t.state.rows
@@ -173,7 +177,7 @@ def train_together(trainers: Sequence[Trainer], progress: Progress = silent) -> 
     try:
         with Interrupt() as interrupt:
             while lead.state.step < lead.plan.steps:
-                _step(trainers, monitors, progress)
+                _step(trainers, monitors, members, progress)
                 last = lead.state.step == lead.plan.steps
                 signal = interrupt.agreed(lead.world)
                 if last or signal or lead.state.step % lead.config.checkpoint_every == 0:
@@ -193,15 +197,23 @@ def train_together(trainers: Sequence[Trainer], progress: Progress = silent) -> 
     return [_result(t, monitor) for t, monitor in zip(trainers, monitors, strict=True)]
 
 
-def _step(trainers: Sequence[Trainer], monitors: Sequence[Monitor], progress: Progress) -> None:
+def _step(
+    trainers: Sequence[Trainer], monitors: Sequence[Monitor], members: SideBySide, progress: Progress
+) -> None:
     """Let all learn from the next batch, and write down how it went where it is time to."""
     lead = trainers[0]
     position = lead.inputs.loader.state_dict()
     batch = lead.inputs.next()
-    for trainer, monitor in zip(trainers, monitors, strict=True):
+
+    def learn(trainer: Trainer) -> tuple[Losses, float]:
         started = time.perf_counter()
         losses = trainer.step(batch, position)
-        monitor.stepped(time.perf_counter() - started)
+        return losses, time.perf_counter() - started
+
+    for trainer, monitor, (losses, seconds) in zip(
+        trainers, monitors, members.each(learn, trainers), strict=True
+    ):
+        monitor.stepped(seconds)
         trainer.checkpoints.poll()
         state, plan = trainer.state, trainer.plan
         if state.step == plan.steps or state.step % trainer.config.log_every == 0:
@@ -210,7 +222,7 @@ def _step(trainers: Sequence[Trainer], monitors: Sequence[Monitor], progress: Pr
                 progress(state.step, plan.steps, line(metrics))
 
 
-def _start_or_resume(trainers: Sequence[Trainer], progress: Progress) -> list[float]:
+def _start_or_resume(trainers: Sequence[Trainer], members: SideBySide, progress: Progress) -> list[float]:
     """Go to where the runs stand and say how long they will take; return their floors of a step in seconds."""
     lead = trainers[0]
     found = newest_common([trainer.checkpoints for trainer in trainers])
@@ -223,10 +235,10 @@ def _start_or_resume(trainers: Sequence[Trainer], progress: Progress) -> list[fl
     if found is None:
         sample = lead.inputs.sample(SAMPLE_ROWS, lead.world)
         place, rank = "", f"; effective rank of the rows {effective_rank(sample):.1f} of {sample.shape[1]}"
-        for trainer in trainers:
-            trainer.sae.start_at(sample)
+        members.each(lambda trainer: trainer.sae.start_at(sample), trainers)
     batch = lead.inputs.peek()
-    seconds = sum(trainer.probe(batch) for trainer in trainers) * (lead.plan.steps - lead.state.step)
+    together = sum(members.each(lambda trainer: trainer.probe(batch), trainers)) / members.workers
+    seconds = together * (lead.plan.steps - lead.state.step)
     who = f"{len(trainers)} dictionaries, " if len(trainers) > 1 else ""
     text = (
         f"{who}{lead.plan.rows:,} rows in {lead.plan.steps:,} steps{place}; about {duration(seconds)}{rank}"

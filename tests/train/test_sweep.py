@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -18,6 +19,7 @@ from sae.world import World
 from tests.train.test_train_sae import HOOK, write
 from train.checkpoint import complete
 from train.frontier import Point, as_svg, as_table, frontier, own_seconds, read_sweep, write_sweep
+from train.members import SideBySide
 from train.plan import TrainConfig
 from train.run import Run, train_saes
 from train.sweep import Member, make_members
@@ -34,6 +36,21 @@ OVERRIDES: list[dict[str, Any]] = [
     {"sae.kind": "jumprelu"},
 ]
 MEMBERS = make_members(BASE, TRAIN, 0, OVERRIDES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Members that are trained side by side share the threads; here as many as each gets."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_again(one_thread):
+    yield
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +81,32 @@ def swept(store, tmp_path_factory):
 def test_a_member_has_the_bits_that_it_has_alone(member, swept, store, tmp_path):
     train(store, (member,), tmp_path)
     assert (tmp_path / member.name / WEIGHTS).read_bytes() == weights(swept)[member.name]
+
+
+def test_side_by_side_members_have_the_bits_that_they_have_one_after_the_other(swept, store, tmp_path):
+    torch.set_num_threads(2)
+    with SideBySide(len(MEMBERS), World()) as members:
+        assert members.workers == 2
+        assert members.each(lambda _: torch.get_num_threads(), MEMBERS) == [1] * len(MEMBERS)
+    train(store, MEMBERS, tmp_path)
+    assert torch.get_num_threads() == 2
+    assert weights(tmp_path) == weights(swept)
+
+
+def test_what_a_member_raises_comes_when_all_have_ended():
+    ended = []
+
+    def work(i: int) -> int:
+        if i == 1:
+            raise ValueError("the second")
+        time.sleep(0.1)
+        ended.append(i)
+        return i
+
+    torch.set_num_threads(3)
+    with SideBySide(4, World()) as members, pytest.raises(ValueError, match="the second"):
+        members.each(work, range(4))
+    assert sorted(ended) == [0, 2, 3]
 
 
 def test_members_differ(swept):
@@ -133,8 +176,11 @@ def test_a_member_that_diverges_is_named(small, trainer, tmp_path):
         for name, lr in (("fine", 1e-3), ("wild", 1e30))
     ]
     runs[1].inputs = runs[0].inputs
-    with pytest.raises(TrainingError, match=r"topk of 40 features, k 3, learning rate 1e\+30"):
-        train_together(runs)
+    with (
+        SideBySide(1, World()) as members,
+        pytest.raises(TrainingError, match=r"topk of 40 features, k 3, learning rate 1e\+30"),
+    ):
+        train_together(runs, members)
 
 
 def test_runs_of_other_batches_are_refused(store, tmp_path):
