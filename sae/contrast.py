@@ -26,7 +26,7 @@ def adjacent_contrast(
 ) -> Float[Tensor, ""]:
     """Return how badly each row's codes pick out those of the row before, and the other way round.
 
-    For the n pairs (a_i, b_i) of a row and the one before it, in blocks of at most `pairs_at_once`, with
+    For the n pairs (a_i, b_i) of a row and the one before it, over all ranks, in blocks of at most `pairs_at_once`, with
     s_ij = cos(a_i, b_j) / temperature: the mean over i of -½ log softmax_j(s_ij)_i - ½ log softmax_j(s_ji)_i.
 
     Parameters
@@ -34,7 +34,7 @@ def adjacent_contrast(
     codes
         The rows' codes.
     follows
-        Which rows continue the one before; the first row of a batch has none.
+        Which rows continue the one before; the first row of the global batch has none.
     d_sae
         Features that the codes may hold, on this rank.
     pairs_at_once, temperature
@@ -42,17 +42,24 @@ def adjacent_contrast(
     kernels
         What computes.
     world
-        Who else computes: `data` ranks contrast their own rows, `feature` ranks add up their parts of s.
+        Who else computes: `data` ranks share out the blocks of the global batch, `feature` ranks add up their parts
+        of s.
     """
+    if world.axes["data"] > 1:
+        counts = torch.cat(world.all_gather(codes.offsets.diff(), axis="data"))
+        features = torch.cat(world.all_gather(codes.features, axis="data"))
+        codes = SparseCodes(world.data_gather(codes.values), features, offsets_of(counts))
+        follows = torch.cat(world.all_gather(follows, axis="data"))
     rows = follows[1:].nonzero().squeeze(1) + 1
-    total = world.all_reduce(torch.tensor(len(rows), device=rows.device), axis="data")
-    loss = codes.values.new_zeros(())
     if len(rows) == 0:
-        return loss
-    for block in rows.tensor_split(-(-len(rows) // pairs_at_once)):
+        return codes.values.new_zeros(())
+    blocks = rows.tensor_split(-(-len(rows) // pairs_at_once))
+    # a rank without a block takes part in the backward pass too
+    loss = 0 * codes.values.sum()
+    for block in blocks[world.coordinate("data") :: world.axes["data"]]:
         a, b = pick_rows(codes, block), pick_rows(codes, block - 1)
         loss = loss + checkpoint(_block_loss, a, b, d_sae, temperature, kernels, world, use_reentrant=False)
-    return loss / total
+    return loss / len(rows)
 
 
 def pick_rows(codes: SparseCodes, rows: Int[Tensor, "n"]) -> SparseCodes:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed
 
+from .collectives import DataGather, FeatureShared, FeatureSum
 from .errors import ConfigError
 from .rendezvous import shared_store
 
@@ -135,6 +136,10 @@ class World:
         """Return every rank's `value`, all of one shape, as one tensor with a first dimension of ranks."""
         return value[None]
 
+    def data_gather(self, value: Tensor) -> Tensor:
+        """Return every rank's rows along `data`, one after the other; the ranks' gradients of them are summed."""
+        return value
+
     def feature_sum(self, value: Tensor) -> Tensor:
         """Return the sum of the shards' parts of something whole; the gradient of the whole goes to each."""
         return value
@@ -152,7 +157,7 @@ ALONE = World()
 class ProcessWorld(World):
     """Several processes; they connect at the first collective, so a job without one needs no network.
 
-    No gradient flows through a collective, but for `feature_sum` and `feature_shared`.
+    No gradient flows through a collective, but for `data_gather`, `feature_sum` and `feature_shared`.
     """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ProcessWorld:
@@ -190,13 +195,17 @@ class ProcessWorld(World):
         self._count("all_gather", axis, (ranks - 1) * own.nbytes)
         return torch.stack(parts)
 
+    def data_gather(self, value: Tensor) -> Tensor:
+        """Return every rank's rows along `data`, one after the other; the ranks' gradients of them are summed."""
+        return DataGather.apply(value, self)  # type: ignore[no-untyped-call, no-any-return]
+
     def feature_sum(self, value: Tensor) -> Tensor:
         """Return the sum of the shards' parts of something whole; the gradient of the whole goes to each."""
-        return _FeatureSum.apply(value, self)  # type: ignore[no-untyped-call, no-any-return]
+        return FeatureSum.apply(value, self)  # type: ignore[no-untyped-call, no-any-return]
 
     def feature_shared(self, value: Tensor) -> Tensor:
         """Return what all shards hold, for use on own features; the shards' gradients are summed."""
-        return _FeatureShared.apply(value, self)  # type: ignore[no-untyped-call, no-any-return]
+        return FeatureShared.apply(value, self)  # type: ignore[no-untyped-call, no-any-return]
 
     def _reduce(self, value: Tensor, op: Reduction, axis: Axis | None) -> None:
         ranks = self._ranks(axis)
@@ -247,27 +256,6 @@ class ProcessWorld(World):
             made = [distributed.new_group(ranks, timeout=limit, backend=backend) for ranks in members]
             groups[axis] = made[next(i for i, ranks in enumerate(members) if self.rank in ranks)]
         return groups
-
-
-class _FeatureSum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, world: ProcessWorld) -> Tensor:
-        return world.all_reduce(value, axis="feature")
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return gradients[0], None
-
-
-class _FeatureShared(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, world: ProcessWorld) -> Tensor:
-        ctx.world = world
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        return ctx.world.all_reduce(gradients[0], axis="feature"), None
 
 
 def _leave() -> None:

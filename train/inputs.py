@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae.base import Batch
-from sae.world import World
+from sae.world import ALONE, World
 
 
 @runtime_checkable
@@ -59,21 +59,28 @@ class Inputs:
         Mean of the training rows, fp32, on the device.
     scale : float
         Root of the mean variance.
+    world : World
+        Who gets the other rows of a batch.
     """
 
     loader: LoadsBatches
     mean: Float[Tensor, "d_in"]
     scale: float
+    world: World = ALONE
 
     def next(self) -> Batch:
-        """Return the next batch, scaled."""
+        """Return the next batch, scaled; a collective where rows come with their coordinates."""
         rows = self.loader.next_batch()
         x = (rows.x - self.mean) / self.scale
         if rows.entity is None or rows.position is None:
             return Batch(x)
-        follows = torch.zeros(len(x), dtype=torch.bool)
-        follows[1:] = (rows.entity.diff() == 0) & (rows.position.diff() == 1)
-        return Batch(x, follows.to(x.device))
+        place = torch.stack([rows.entity, rows.position], dim=1).to(x.device)
+        # the row before a rank's first is the last of the rank before it
+        lasts = self.world.stack(place[-1], axis="data")
+        rank = self.world.coordinate("data")
+        before = lasts[rank - 1 : rank] if rank else place[:1]
+        step = torch.cat([before, place]).diff(dim=0)
+        return Batch(x, (step[:, 0] == 0) & (step[:, 1] == 1))
 
     def peek(self) -> Batch:
         """Return the batch that the next step will see, and go back."""

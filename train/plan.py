@@ -39,10 +39,7 @@ class WandbConfig(Config):
 
 
 class MeshConfig(Config):
-    """How the processes that torchrun starts share one training; what is learned is the same.
-
-    Save for `temporal`, whose contrast is taken among the rows of each process along `data`.
-    """
+    """How the processes that torchrun starts share one training; it does not change what is learned."""
 
     data: int = Field(default=-1, ge=-1)
     """Processes that see different rows; -1 = as many as there are, divided by `feature`."""

@@ -160,7 +160,7 @@ def train_saes(
         settings=runs[0].config.loader,
     )
     try:
-        inputs = Inputs(loader, mean.to(world.device), moments.scale)
+        inputs = Inputs(loader, mean.to(world.device), moments.scale, world)
         trainers = [
             Trainer(
                 sae,

@@ -21,7 +21,9 @@ from train.trainer import Trainer, TrainingError
 
 MESHES = [(2, 1), (1, 2), (2, 2)]
 UNTRAINED = {"gated", "relu"}
-KINDS = sorted(set(SAEConfig.kinds) - UNTRAINED - {"temporal"})
+KINDS = sorted(set(SAEConfig.kinds) - UNTRAINED)
+# several blocks of pairs for the ranks to share out
+MORE = {"temporal": {"contrast_pairs": 4, "lasting_share": 0.5}}
 DICTIONARY = {"d_sae": 48, "k": 3, "k_aux": 7, "start": "geometric_median"}
 STEPS = 50
 # most features die soon, so that AuxK has candidates in every shard
@@ -34,7 +36,13 @@ def rows() -> Planted:
 
 
 def trainer(world: World, work: Path, kind: str, **changed: Any) -> Trainer:
-    return make_trainer(rows(), work, sae={"kind": kind, **DICTIONARY}, world=world, **{**RUN, **changed})
+    return make_trainer(
+        rows(),
+        work,
+        sae={"kind": kind, **DICTIONARY, **MORE.get(kind, {})},
+        world=world,
+        **{**RUN, **changed},
+    )
 
 
 def outcome(run: Trainer) -> dict[str, torch.Tensor]:

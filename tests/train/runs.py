@@ -41,6 +41,10 @@ def plant(rows: int, *, d_in: int = 128, features: int = 768, l0: float = 10, se
     )
 
 
+ENTITY_ROWS = 12
+"""Rows of an entity, where rows come with coordinates."""
+
+
 class Rows(NamedTuple):
     x: Tensor
     entity: Tensor | None = None
@@ -48,23 +52,31 @@ class Rows(NamedTuple):
 
 
 class MemoryLoader:
-    """Serves shuffled rows from memory without end, and goes to any position at once."""
+    """Serves shuffled rows, or runs of them with coordinates, without end, and goes to any position at once."""
 
-    def __init__(self, x: Tensor, *, batch_size: int, seed: int = 0, world: World | None = None) -> None:
+    def __init__(
+        self, x: Tensor, *, batch_size: int, seed: int = 0, world: World | None = None, run_length: int = 1
+    ) -> None:
+        self.run_length = run_length
         self.x, self.batch_size, self.seed, self.world = x, batch_size, seed, world or World()
         self.batch, self.wait_seconds = 0, 0.0
         self._epoch, self._order = -1, torch.empty(0)
 
     def next_batch(self) -> Rows:
-        per_epoch = len(self.x) // self.batch_size
+        runs = len(self.x) // self.run_length
+        per_epoch = runs * self.run_length // self.batch_size
         epoch, at = divmod(self.batch, per_epoch)
         if epoch != self._epoch:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
-            self._order, self._epoch = torch.randperm(len(self.x), generator=generator), epoch
+            first = torch.randperm(runs, generator=generator)[:, None] * self.run_length
+            self._order, self._epoch = (first + torch.arange(self.run_length)).flatten(), epoch
         self.batch += 1
         share = self.batch_size // self.world.axes["data"]
         first = at * self.batch_size + self.world.coordinate("data") * share
-        return Rows(self.x[self._order[first : first + share]])
+        at = self._order[first : first + share]
+        if self.run_length == 1:
+            return Rows(self.x[at])
+        return Rows(self.x[at], at // ENTITY_ROWS, at % ENTITY_ROWS)
 
     def state_dict(self) -> dict[str, Any]:
         return {"batch": self.batch}
@@ -88,7 +100,11 @@ def make_trainer(
     plan = make_plan(settings, config)
     mean = planted.x.double().mean(0).float()
     scale = float((planted.x - mean).double().square().mean().sqrt())
-    loader = MemoryLoader(planted.x, batch_size=plan.batch_size, seed=seed, world=world)
-    inputs = Inputs(loader, mean, scale)
     dictionary = config.build(planted.x.shape[1], generator=torch.Generator().manual_seed(seed), world=world)
+    # of three, so that ranks cut them
+    run_length = 3 if dictionary.reads_previous else 1
+    loader = MemoryLoader(
+        planted.x, batch_size=plan.batch_size, seed=seed, world=world, run_length=run_length
+    )
+    inputs = Inputs(loader, mean, scale, world)
     return Trainer(dictionary, inputs, plan, settings, work=work, provenance={"seed": seed}, world=world)
