@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -259,12 +257,3 @@ class _Meter:
     def _tell(self, text: str) -> None:
         total = round(self._cost.rows * self._begun / self._parts)
         self._report(HarvestProgress(self._done, max(self._done, total), text))
-
-
-def weights_hash(folder: Path) -> str:
-    """Return a hash over a model folder's weight files, for provenance."""
-    digest = hashlib.blake2b(digest_size=16)
-    for file in sorted(folder.glob("*.safetensors")):
-        digest.update(file.name.encode())
-        digest.update(file.read_bytes())
-    return digest.hexdigest()

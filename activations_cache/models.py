@@ -177,6 +177,15 @@ def module_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def weights_hash(folder: Path) -> str:
+    """Return a hash over a model folder's weight files, which tells folders apart without loading the model."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(folder.glob("*.safetensors")):
+        digest.update(file.name.encode())
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
 def _search_here() -> None:
     """Let modules of the current folder be imported, as `python -m` does."""
     here = str(Path.cwd())

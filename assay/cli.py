@@ -16,7 +16,6 @@ from typing import NoReturn
 
 from sae.errors import UserError
 
-STAGE_OF = {"fit": "fit", "harvest": "harvest", "train": "train", "evaluate": "evaluate", "label": "label"}
 EXPORTS = ("native", "saelens", "dictionary_learning", "sparsify")
 MACHINES = ("here", "a100", "h100", "h200")
 USAGE = 2
@@ -78,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument(
             "overrides", nargs="*", metavar="key=value", help="override any key, such as sae.k=8"
         )
-        command.set_defaults(run=_run, until=STAGE_OF.get(name))
+        command.set_defaults(run=_run, until=None if name == "run" else name)
         if name == "train":
             command.add_argument("--plan", action="store_true", help="say what it would take; train nothing")
             command.add_argument("--gpus", type=int, default=1, metavar="N", help="plan for so many ranks")

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from activations_cache.harvest import weights_hash
+from activations_cache.models import weights_hash
 from sae.checkpoint import CONFIG, WEIGHTS, read_header
 from sae.errors import CheckpointError, ConfigError
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from activations_cache.harvest import weights_hash
+from activations_cache.models import weights_hash
 from activations_cache.reference.shape import load_model
 from activations_cache.sources.panel import PanelSource
 from sae.checkpoint import load_sae

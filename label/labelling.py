@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -178,7 +179,7 @@ class Labelling:
 
     def remove(self) -> None:
         """Remove features from the stream of held-out histories and see what the default logit does."""
-        panel = self._panel()
+        panel = self._panel
         if panel is None or self.inputs.model is None or panel.outcome is None:
             return
         model = load_model(self.inputs.model)
@@ -313,12 +314,13 @@ class Labelling:
         """Return what is said of a concept."""
         return next(info for _, infos in self.inputs.tables for info in infos if info.id == concept)
 
+    @cached_property
     def _panel(self) -> Panel | None:
         return None if self.inputs.panel is None else Panel.open(self.inputs.panel)
 
     def raw(self, split: str) -> tuple[list[str], np.ndarray] | None:
         """Return the panel's column names and values on a split's rows; None without a panel."""
-        panel = self._panel()
+        panel = self._panel
         return None if panel is None else (panel.columns, raw_values(panel, self.rows[split]))
 
     def _columns(self, targets: Sequence[Target]) -> dict[Target, ColumnDetector]:

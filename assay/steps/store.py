@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from activations_cache.harvest import Estimate, HarvestProgress, estimate, harvest, probe, weights_hash
+from activations_cache.harvest import Estimate, HarvestProgress, estimate, harvest, probe
+from activations_cache.models import weights_hash
 from activations_cache.panel import read_profile
 from activations_cache.places import Place, place_of, point_to
 from activations_cache.sources.base import ActivationSource, HarvestInputs
