@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as parse_tensors
-from safetensors.torch import save as dump_tensors
+from safetensors.torch import save_file
 
 from . import architectures  # noqa: F401 - registers the kinds
 from .base import SAE, SAEConfig
@@ -37,18 +37,22 @@ def save_sae(sae: SAE, folder: Path, extra: Mapping[str, Any] | None = None) -> 
         JSON values to keep with it: where it came from, how it was trained.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    weights = dump_tensors(
-        {name: value.detach().contiguous().cpu() for name, value in sae.state_dict().items()}
-    )
+    weights = {name: value.detach().contiguous().cpu() for name, value in sae.state_dict().items()}
+    written = _beside(folder / WEIGHTS)
+    # straight from the tensors' memory: a dictionary may fill half of a host's
+    save_file(weights, written)
+    with written.open("r+b") as file:
+        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        os.fsync(file.fileno())
     header = {
         "format_version": FORMAT_VERSION,
         "sae": sae.config.to_dict(),
         "d_in": sae.d_in,
         "folded": sae.folded,
-        "weights": {"file": WEIGHTS, "blake2b": _digest(weights)},
+        "weights": {"file": WEIGHTS, "blake2b": digest},
         "extra": dict(extra or {}),
     }
-    write_atomically(folder / WEIGHTS, weights)
+    written.replace(folder / WEIGHTS)
     write_atomically(folder / CONFIG, (json.dumps(header, indent=2) + "\n").encode())
 
 
@@ -117,12 +121,16 @@ def read_header(folder: Path) -> dict[str, Any]:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file beside its place, flush it to the disk, and rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = _beside(path)
     with temporary.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _digest(content: bytes) -> str:

@@ -12,7 +12,6 @@ from .base import SAE
 from .errors import CheckpointError
 
 
-@torch.no_grad()
 def fold(sae: SAE, mean: Float[Tensor, "d_in"], scale: float) -> SAE:
     """Return the dictionary that does on x what `sae` does on x' = (x - mean) / scale.
 
@@ -31,13 +30,18 @@ def fold(sae: SAE, mean: Float[Tensor, "d_in"], scale: float) -> SAE:
     CheckpointError
         The dictionary is folded already, or the scale is not a positive number.
     """
+    return fold_(copy.deepcopy(sae), mean, scale)
+
+
+@torch.no_grad()
+def fold_(sae: SAE, mean: Float[Tensor, "d_in"], scale: float) -> SAE:
+    """Do what `fold` does in place, and return the dictionary."""
     if sae.folded:
         raise CheckpointError("the dictionary is folded already", do="fold the one that training left, once")
     if not 0 < scale < float("inf"):
         raise CheckpointError("cannot fold by this scale", got=str(scale), expected="a positive number")
-    result = copy.deepcopy(sae)
-    result.b_dec.data = (scale * sae.b_dec.double() + mean.to(sae.b_dec.device).double()).to(sae.b_dec.dtype)
-    result.b_enc.data = (scale * sae.b_enc.double()).to(sae.b_enc.dtype)
-    result.scale_state_(scale)
-    result.folded = True
-    return result
+    sae.b_dec.data = (scale * sae.b_dec.double() + mean.to(sae.b_dec.device).double()).to(sae.b_dec.dtype)
+    sae.b_enc.data = (scale * sae.b_enc.double()).to(sae.b_enc.dtype)
+    sae.scale_state_(scale)
+    sae.folded = True
+    return sae

@@ -56,7 +56,7 @@ def gather_whole(sae: SAE, world: World) -> SAE | None:
     tensors: dict[str, Tensor] = {}
     for name, value in sae.state_dict().items():
         if name not in sharded:
-            tensors[name] = value.cpu()
+            tensors[name] = value.detach().cpu().clone()
             continue
         if world.is_main:
             tensors[name] = torch.empty((sae.config.d_sae, *value.shape[1:]), dtype=value.dtype)

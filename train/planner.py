@@ -30,7 +30,7 @@ BATCHES_LOADED = 8
 BATCHES_WORKED_ON = 8
 """Tensors of a batch's shape that a step holds at its peak: scaled, centred, reconstruction, errors, gradients."""
 
-OVERHEAD = 32 << 20
+OVERHEAD = 40 << 20
 """Of threads, heap and the libraries' own pages; measured on a CPU, beyond what imports take."""
 
 CODE_BYTES = 48
@@ -191,8 +191,8 @@ def estimate(job: Job, mesh: Mesh, machine: Machine, *, dead_share: float = DEAD
     held, training = sum(device.values()), sum(host.values())
     if machine.device != "cuda":
         held, training = 0.0, held + training
-    # besides what training holds: the whole dictionary, its folded copy, the file's bytes twice
-    end = training - host["checkpoint copy"] + 4 * whole
+    # besides what training holds: the whole dictionary, which is folded in place and written from there
+    end = training - host["checkpoint copy"] + whole
     peak = max(training, end)
     fits = held <= USABLE * machine.memory and peak <= USABLE * machine.host_memory
     sent = _sent(job, mesh, dead)

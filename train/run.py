@@ -16,7 +16,7 @@ from activations_cache.store import ActivationStore
 from sae.base import SAE, SAEConfig
 from sae.checkpoint import save_sae
 from sae.errors import ConfigError, StoreError
-from sae.folding import fold
+from sae.folding import fold_
 from sae.kernels import find_precision
 from sae.world import World
 
@@ -188,7 +188,7 @@ def train_saes(
                 "precision": trainer.sae.precision,
                 "plan": asdict(trainer.plan),
             }
-            save_sae(fold(whole, mean, moments.scale), run.out, extra=extra)
+            save_sae(fold_(whole, mean, moments.scale), run.out, extra=extra)
             shutil.copyfile(run.work / METRICS, run.out / METRICS)
     return results
 
