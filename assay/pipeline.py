@@ -46,6 +46,17 @@ def _sections(*names: str) -> Any:
     return read
 
 
+def _harvesting(*names: str) -> Any:
+    """Return a function that reads the sections, and the version of the source where it is not the first."""
+    sections = _sections(*names)
+
+    def read(config: RunConfig) -> dict[str, Any]:
+        version = config.source.version
+        return {**sections(config), **({"source version": version} if version > 1 else {})}
+
+    return read
+
+
 def _training(config: RunConfig) -> dict[str, Any]:
     base = config.members[0]
     return {"sae": base.sae.to_dict(), "train": base.train.what_is_learned(), "seed": base.seed}
@@ -87,7 +98,7 @@ STAGES = (
         "harvest",
         1,
         _has("harvest"),
-        _sections("source", "model", "harvest", "seed"),
+        _harvesting("source", "model", "harvest", "seed"),
         ("panel", "fit"),
         _at("activations.zarr"),
         make_store,
@@ -123,7 +134,7 @@ STAGES = (
         "harvest twin",
         1,
         _wants_twin("train"),
-        _sections("source", "harvest", "seed"),
+        _harvesting("source", "harvest", "seed"),
         ("panel", "twin"),
         _at("twin", "activations.zarr"),
         make_twin_store,
@@ -142,7 +153,7 @@ STAGES = (
     ),
     Stage(
         "evaluate",
-        3,
+        4,
         _has("evaluate"),
         _sections("seed", "evaluate"),
         ("train", "import"),
@@ -152,7 +163,7 @@ STAGES = (
     ),
     Stage(
         "concepts",
-        1,
+        2,
         _has("concepts"),
         _sections("concepts"),
         ("panel", "reference", "harvest"),
@@ -163,7 +174,7 @@ STAGES = (
     ),
     Stage(
         "label",
-        3,
+        4,
         _has("label"),
         _sections("label", "seed", "twin"),
         ("train", "import", "train twin", "evaluate", "concepts"),

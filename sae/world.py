@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed
 
-from .collectives import DataGather, FeatureShared, FeatureSum
+from .autograd_collectives import DataGather, FeatureShared, FeatureSum
 from .errors import ConfigError
 from .rendezvous import shared_store
 

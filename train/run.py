@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,11 +24,11 @@ from sae.world import World
 from .imported import ImportConfig
 from .inputs import Inputs
 from .loggers import Logger
-from .members import SideBySide
 from .parallel import gather_whole
 from .plan import Plan, TrainConfig, make_plan
 from .progress import Progress, silent
 from .result import TrainResult
+from .side_by_side import SideBySide
 from .trainer import METRICS, Trainer, train_together
 
 SPLIT = "fit"
@@ -180,17 +181,18 @@ def train_saes(
     finally:
         loader.close()
     for run, trainer in zip(runs, trainers, strict=True):
-        whole = gather_whole(trainer.sae, world)
-        if whole is not None:
-            extra = {
-                **shared,
-                "seed": run.seed,
-                "precision": trainer.sae.precision,
-                "plan": asdict(trainer.plan),
-            }
-            save_sae(fold_(whole, mean, moments.scale), run.out, extra=extra)
-            shutil.copyfile(run.work / METRICS, run.out / METRICS)
+        _save(run, trainer, inputs, shared)
     return results
+
+
+def _save(run: Run, trainer: Trainer, inputs: Inputs, shared: Mapping[str, Any]) -> None:
+    """Let the main rank write the whole dictionary, folded, and the metrics beside it; a collective."""
+    whole = gather_whole(trainer.sae, trainer.world)
+    if whole is None:
+        return
+    extra = {"seed": run.seed, "precision": trainer.sae.precision, "plan": asdict(trainer.plan)}
+    save_sae(fold_(whole, inputs.mean, inputs.scale), run.out, extra={**shared, **extra})
+    shutil.copyfile(run.work / METRICS, run.out / METRICS)
 
 
 def _build(run: Run, d_in: int, world: World) -> SAE:

@@ -21,12 +21,12 @@ from .checkpoint import Checkpoints, newest_common
 from .inputs import Inputs
 from .interrupt import Interrupt
 from .loggers import Logger, MetricsFile, WandbLogger
-from .members import SideBySide
 from .monitor import Monitor, dead_share, floor_seconds, line
 from .optim import make_adam
 from .plan import Plan, TrainConfig
 from .progress import Progress, duration, silent
 from .result import TrainResult, advise
+from .side_by_side import SideBySide
 from .state import TrainState
 from .step import NotFiniteError, train_step
 

@@ -56,6 +56,8 @@ class SourceConfig(Family):
     """Sections of the configuration that this kind cannot do without."""
     reads_panel: ClassVar[bool] = False
     """Whether its entities and times are those of the run's panel."""
+    version: ClassVar[int] = 1
+    """Raised when the same settings would give other rows or splits than before."""
 
     kind: str = "panel"
 

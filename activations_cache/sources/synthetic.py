@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,8 @@ BATCH_ENTITIES = 200
 
 class SyntheticSourceConfig(SourceConfig):
     """Activations whose directions and concepts are known."""
+
+    version: ClassVar[int] = 2
 
     kind: Literal["synthetic"] = "synthetic"
     d_in: int = Field(default=64, ge=2)

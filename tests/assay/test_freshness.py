@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from activations_cache.sources.tensors import TensorsSourceConfig
+
 CONFIG = """
 name: parts
 out: {folder}/run
@@ -15,7 +17,9 @@ train: {{rows: 4096, batch_size: 64}}
 """
 
 
-def test_every_file_counts_though_they_have_one_name(command, tmp_path):
+def test_every_file_counts_though_they_have_one_name_and_so_does_how_they_are_read(
+    command, tmp_path, monkeypatch
+):
     rng = np.random.default_rng(0)
     for year in ("2020", "2021"):
         (tmp_path / year).mkdir()
@@ -33,3 +37,6 @@ def test_every_file_counts_though_they_have_one_name(command, tmp_path):
         np.save(tmp_path / year / "part-0.npy", rng.standard_normal((200, 4), dtype=np.float32))
         assert f"harvest again, because file part-0.npy {number}" in " ".join(harvest().split())
         assert "harvest is fresh" in harvest()
+    # a kind of source that reads otherwise than it did
+    monkeypatch.setattr(TensorsSourceConfig, "version", 2)
+    assert "harvest again, because source version" in " ".join(harvest().split())

@@ -12,8 +12,8 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 import torch
-from jaxtyping import install_import_hook
 
+import tests.conftest  # noqa: F401 - shape checks, in the processes too
 from sae.world import ProcessWorld
 
 PATIENCE = 300
@@ -76,8 +76,6 @@ def free_port() -> int:
 
 def _serve(end: Connection, rank: int, size: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    # shapes of what runs here only; those of everything else are checked where one process computes the same
-    install_import_hook(["sae.kernels.sharded"], "beartype.beartype")
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     worlds: dict[Mesh, ProcessWorld] = {}

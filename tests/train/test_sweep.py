@@ -19,9 +19,9 @@ from sae.world import World
 from tests.train.test_train_sae import HOOK, write
 from train.checkpoint import complete
 from train.frontier import Point, as_svg, as_table, frontier, own_seconds, read_sweep, write_sweep
-from train.members import SideBySide
 from train.plan import TrainConfig
 from train.run import Run, train_saes
+from train.side_by_side import SideBySide
 from train.sweep import Member, make_members
 from train.trainer import METRICS, Trainer, TrainingError, train_together
 
