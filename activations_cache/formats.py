@@ -7,11 +7,15 @@ fast as numpy's half precision, and no pool of threads that stalls when the mach
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 from jaxtyping import Float, Float32, Shaped
 
 from sae.errors import StoreError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PIECE = 32000
 _ROUNDS_TO_INFINITY = {"float32": 2.0**128 - 2.0**103, "float16": 65520.0, "bfloat16": 2.0**128 - 2.0**119}
@@ -36,6 +40,21 @@ def to_float32(
     out = np.empty(rows.shape, np.float32) if out is None else out
     _cast(np.ascontiguousarray(rows), out, dtype, "float32")
     return out
+
+
+def as_tensor(rows: Shaped[np.ndarray, "..."], dtype: str) -> Tensor:
+    """Return stored rows as a tensor of what they stand for, in the same memory."""
+    import torch
+
+    tensor = torch.from_numpy(rows)
+    return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
+
+
+def as_array(tensor: Tensor) -> Shaped[np.ndarray, "..."]:
+    """Return a tensor's memory in the format on disk: the other way round."""
+    import torch
+
+    return (tensor.view(torch.uint16) if tensor.dtype == torch.bfloat16 else tensor).numpy()
 
 
 def to_stored(x: Float[np.ndarray, "rows d_in"], out: Shaped[np.ndarray, "rows d_in"], dtype: str) -> None:
@@ -87,12 +106,6 @@ def _largest(x: Float[np.ndarray, "rows d_in"]) -> float:
 
 
 def _cast(source: np.ndarray, target: np.ndarray, source_dtype: str, target_dtype: str) -> None:
-    import torch
-
-    def flat(array: np.ndarray, dtype: str) -> torch.Tensor:
-        tensor = torch.from_numpy(array).view(-1)
-        return tensor.view(torch.bfloat16) if dtype == "bfloat16" else tensor
-
-    given, wanted = flat(source, source_dtype), flat(target, target_dtype)
+    given, wanted = as_tensor(source, source_dtype).view(-1), as_tensor(target, target_dtype).view(-1)
     for i in range(0, len(given), _PIECE):
         wanted[i : i + _PIECE].copy_(given[i : i + _PIECE])

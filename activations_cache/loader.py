@@ -9,8 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from pydantic import Field
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from sae.errors import CheckpointError, ConfigError, StoreError
 from sae.world import World
 
 from .balance import EntityBalance
+from .formats import as_tensor
 from .order import Order
 from .schema import COLUMNS
 from .store import ActivationStore
@@ -49,21 +51,21 @@ class LoadedBatch(NamedTuple):
     Attributes
     ----------
     acts
-        Activations per hook, on the world's device.
+        Activations per hook, on the world's device, in the number format of the store.
     entity, position, time
         Whom and when each row is about, on the CPU; None unless coordinates were asked for.
     """
 
-    acts: dict[str, Float32[Tensor, "rows _d_in"]]
+    acts: dict[str, Float[Tensor, "rows _d_in"]]
     entity: Int64[Tensor, " rows"] | None
     position: Int64[Tensor, " rows"] | None
     time: Int64[Tensor, " rows"] | None
 
     @property
     def x(self) -> Float32[Tensor, "rows d_in"]:
-        """Activations of the only hook."""
+        """Activations of the only hook, as float32."""
         (only,) = self.acts.values()
-        return only
+        return only.float()
 
 
 class ShuffledLoader:
@@ -291,8 +293,7 @@ class ShuffledLoader:
 
     def _assemble(self, batch: int) -> dict[str, Tensor]:
         rows = self.batch_size // self._ranks
-        shapes = {hook: (rows, self.store.hooks[hook]) for hook in self.hooks}
-        out = {hook: self._empty(hook, shape) for hook, shape in shapes.items()}
+        out = {hook: self._empty(hook, rows) for hook in self.hooks}
         if self._coordinates:
             out |= {name: torch.empty(rows, dtype=torch.int64) for name in COLUMNS}
         at, takes = 0, self._order.takes(batch, self._rank, self._ranks)
@@ -306,11 +307,14 @@ class ShuffledLoader:
         assert at == rows
         return out
 
-    def _empty(self, hook: str, shape: tuple[int, int]) -> Tensor:
-        """Return memory for a hook's rows: pinned, and kept by torch, where it goes on to a GPU."""
+    def _empty(self, hook: str, rows: int) -> Tensor:
+        """Return memory for a hook's rows as stored: pinned, and kept by torch, where it goes on to a GPU."""
+        spec = self.store.description.arrays()[hook]
+        shape = (rows, *spec.row_shape)
         if self._device.type == "cuda":
-            return torch.empty(shape, pin_memory=True)
-        return torch.from_numpy(self._recycler.take(hook, shape, "float32"))
+            dtype = as_tensor(np.empty(0, spec.dtype), spec.logical_dtype).dtype
+            return torch.empty(shape, dtype=dtype, pin_memory=True)
+        return as_tensor(self._recycler.take(hook, shape, spec.dtype), spec.logical_dtype)
 
     def _drop_ahead(self) -> None:
         for future in self._ahead:

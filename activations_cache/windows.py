@@ -14,7 +14,7 @@ from torch import Tensor
 from .balance import EntityBalance
 from .block import run_starts, shuffled_runs
 from .chunks import ChunkTable
-from .formats import to_float32
+from .formats import as_array
 from .order import Order, Window
 from .store import ActivationStore
 
@@ -138,7 +138,6 @@ class Lane:
         self, epoch: int, lane: int, start: int, stop: int, *, out: Mapping[str, Tensor], at: int
     ) -> int:
         """Copy rows `start` .. `stop` of the lane's epoch into `out` from row `at`; return the next row."""
-        dtype = self._selection.store.description.dtype
         while start < stop:
             slot = self._slots[0]
             window = slot.window
@@ -149,7 +148,8 @@ class Lane:
             end = min(stop, window.first + window.rows)
             chosen = slot.order[start - window.first : end - window.first]
             for name, target in out.items():
-                _gather(slot.buffers[name], chosen, target[at : at + len(chosen)], dtype)
+                into = as_array(target[at : at + len(chosen)])
+                np.take(slot.buffers[name], chosen, axis=0, out=into, mode="clip")
             start, at = end, at + len(chosen)
         return at
 
@@ -187,12 +187,3 @@ class Lane:
             return order if served is None else served[order]
         entity, position = (slot.buffers[name][: window.rows] for name in ("entity", "position"))
         return shuffled_runs(rng, run_starts(entity, position, self._selection.run_length), window.rows)
-
-
-def _gather(source: np.ndarray, rows: Int64[np.ndarray, " n"], out: Tensor, dtype: str) -> None:
-    """Copy rows into a tensor, activations as float32."""
-    target = out.numpy()
-    if target.dtype == source.dtype:
-        np.take(source, rows, axis=0, out=target, mode="clip")
-    else:
-        to_float32(np.take(source, rows, axis=0, mode="clip"), dtype, target)

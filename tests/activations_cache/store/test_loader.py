@@ -279,13 +279,13 @@ def test_batches_are_nearly_those_of_a_full_shuffle(tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_16_bit_formats_come_back_as_float32(tmp_path, rows, write, layout, dtype):
+def test_16_bit_formats_are_served_as_stored_and_read_as_float32(tmp_path, rows, write, layout, dtype):
     store = write(tmp_path / "a.zarr", rows, layout=layout.model_copy(update={"dtype": dtype}))
     for window_rows in (200, 10**6):
         b = next(load(store, window_rows=window_rows).batches(1))
         known = {k: i for i, k in enumerate(zip(rows.entity.tolist(), rows.position.tolist(), strict=True))}
         want = rows.acts["layers.2"][[known[k] for k in keys([b])]]
-        assert b.x.dtype == torch.float32
+        assert b.x.dtype == torch.float32 and b.acts["layers.2"].dtype == getattr(torch, dtype)
         assert torch.equal(b.x, torch.from_numpy(want).to(getattr(torch, dtype)).float())
 
 
