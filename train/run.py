@@ -21,6 +21,7 @@ from sae.folding import fold_
 from sae.kernels import find_precision
 from sae.world import World
 
+from .allocation import kept_memory
 from .imported import ImportConfig
 from .inputs import Inputs
 from .loggers import Logger
@@ -175,7 +176,7 @@ def train_saes(
             )
             for run, plan, sae in zip(runs, plans, saes, strict=True)
         ]
-        with SideBySide(len(trainers), world) as members:
+        with kept_memory(), SideBySide(len(trainers), world) as members:
             results = train_together(trainers, members, progress if world.is_main else silent)
             _settle(saes, inputs, members, world)
     finally:

@@ -2,7 +2,8 @@
 
     peers/bin/python tests/benchmarks/peer_steps.py        reads and answers one line of JSON at a time
 
-It imports nothing of this project, so that an environment which holds only the peers can run it.
+The floor is timed in a process of its own too, for what it costs depends on how a process keeps its memory. It
+imports nothing of this project, so that an environment which holds only the peers can run it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,12 @@ def rows(batch: int, d_in: int, device: str) -> list[torch.Tensor]:
     torch.manual_seed(0)
     mixed = [torch.randn(batch, d_in) @ torch.randn(d_in, d_in) / d_in**0.5 for _ in range(BATCHES)]
     return [x.to(device) for x in mixed]
+
+
+def encoder_product(x: list[torch.Tensor], d_sae: int, k: int) -> Step:
+    """The floor: x W_encᵀ + b_enc, once, in fp32."""
+    W, b = torch.randn(d_sae, x[0].shape[1], device=x[0].device), x[0].new_zeros(d_sae)
+    return lambda i: torch.addmm(b, x[i % BATCHES], W.T)
 
 
 def sparsify(x: list[torch.Tensor], d_sae: int, k: int) -> Step:
@@ -101,6 +108,8 @@ def dictionary_learning(x: list[torch.Tensor], d_sae: int, k: int) -> Step:
 
 
 PEERS = {"sparsify": sparsify, "sae-lens": sae_lens, "dictionary_learning": dictionary_learning}
+FLOOR = "encoder product"
+STEPS = {FLOOR: encoder_product, **PEERS}
 PACKAGES = {"sparsify": "eai-sparsify", "sae-lens": "sae-lens", "dictionary_learning": "dictionary-learning"}
 
 
@@ -111,7 +120,7 @@ def synchronise(device: str) -> None:
 
 
 def main() -> None:
-    """Answer {"size": ..., "device": ...} with versions and {"peer": ..., "step": ...} with seconds."""
+    """Answer {"size": ..., "device": ..., "names": ...} with versions, {"name": ..., "step": ...} with seconds."""
     warnings.filterwarnings("ignore")
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what the libraries print goes elsewhere
@@ -124,14 +133,14 @@ def main() -> None:
             device = asked["device"]
             steps.clear()
             x = rows(batch, d_in, device)
-            for name, make in PEERS.items():
-                steps[name] = make(x, d_sae, k)
+            for name in asked["names"]:
+                steps[name] = STEPS[name](x, d_sae, k)
                 steps[name](0)
             synchronise(device)
-            answer = {"versions": {name: version(package) for name, package in PACKAGES.items()}}
+            answer = {"versions": {name: version(PACKAGES[name]) for name in steps if name in PACKAGES}}
         else:
             cpu, started = time.process_time(), time.perf_counter()
-            steps[asked["peer"]](asked["step"])
+            steps[asked["name"]](asked["step"])
             synchronise(device)
             seconds = time.perf_counter() - started
             answer = {"seconds": seconds, "cpu": time.process_time() - cpu}

@@ -3,10 +3,11 @@
     python -m tests.benchmarks.step [--rounds N] [--kinds KIND,...] [--peers VENV] [--device cuda] [SIZE ...]
 
 SIZE is d_in/d_sae/k/batch. A step is everything the loop does for a batch: losses, gradients, projection, Adam, unit rows,
-dead counters. Contenders are interleaved, so that a disturbance hits all alike; ratios are to the fp32 product, of the best
-and of the median. A run during which other processes used more than 0.2 of a core is invalid and says so. With --peers the
-steps of sae-lens, sparsify and dictionary_learning are timed in the same run, by a process in their own environment, which
-is made where it does not exist. Peak memory is that of a fresh process.
+dead counters, on memory kept as training keeps it. Contenders are interleaved, so that a disturbance hits all alike; ratios
+are to the fp32 product, in a process of its own, of the best and of the median. A run during which other processes used more
+than 0.2 of a core is invalid and says so. With --peers the steps of sae-lens, sparsify and dictionary_learning are timed in
+the same run, by a process in their own environment, which is made where it does not exist. Peak memory is that of a fresh
+process.
 
 On a GPU the yardstick is a roofline: the product at the rate of a large bf16 product, and the bytes that selection,
 decoding, gradients and Adam have to move at the rate of a large copy, both measured in the same run.
@@ -22,7 +23,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from sae.config import parse_config
 from sae.kernels import find_precision
 from sae.world import World
 from tests.benchmarks import peer_steps
-from tests.benchmarks.peer_steps import BATCHES, PEERS, Step, rows, synchronise
+from tests.benchmarks.peer_steps import BATCHES, FLOOR, PEERS, Step, rows, synchronise
+from train.allocation import kept_memory
 from train.optim import make_adam
 from train.plan import TrainConfig, make_plan
 from train.state import TrainState
@@ -45,16 +47,9 @@ SIZES = {
     "cpu": ("128/2048/16/4096", "512/16384/32/2048", "768/24576/64/2048"),
     "cuda": ("2048/65536/64/8192", "4096/131072/64/8192"),
 }
-FLOOR = "encoder product"
 DEAD_SHARE = 0.1
 PAUSE = 0.02
 """Seconds after a step in another process, for its idle threads to go to sleep."""
-
-
-def encoder_product(x: list[torch.Tensor], d_sae: int) -> Step:
-    """The floor: x W_encᵀ + b_enc, once, in fp32."""
-    W, b = torch.randn(d_sae, x[0].shape[1], device=x[0].device), x[0].new_zeros(d_sae)
-    return lambda i: torch.addmm(b, x[i % BATCHES], W.T)
 
 
 def own(kind: str, dead: float, precision: str, x: list[torch.Tensor], d_sae: int, k: int) -> Step:
@@ -78,7 +73,7 @@ def own(kind: str, dead: float, precision: str, x: list[torch.Tensor], d_sae: in
 
 def contenders(kinds: list[str], x: list[torch.Tensor], d_sae: int, k: int) -> dict[str, Step]:
     """Our kinds, in fp32 and, where the processor has it, in bf16; with and without dead features."""
-    found = {FLOOR: encoder_product(x, d_sae)}
+    found = {}
     for kind in kinds:
         for precision in dict.fromkeys(["fp32", find_precision("auto", x[0].device)]):
             for dead in (0.0, DEAD_SHARE):
@@ -87,27 +82,21 @@ def contenders(kinds: list[str], x: list[torch.Tensor], d_sae: int, k: int) -> d
     return found
 
 
-class Peers:
-    """The other libraries' steps, in a process of their own environment.
+class Others:
+    """Steps that are timed in a process of their own.
 
     Parameters
     ----------
-    venv
-        Their environment; made, with what pip finds, where it does not exist.
+    python
+        Its interpreter.
+    names
+        Whose steps.
     """
 
-    def __init__(self, venv: Path) -> None:
-        python = venv / "bin" / "python"
-        if not python.exists():
-            torch_version = torch.__version__.split("+")[0]
-            pip = [str(python), "-m", "pip"]
-            subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
-            packages = [f"torch=={torch_version}", *peer_steps.PACKAGES.values()]
-            subprocess.run([*pip, "install", "--quiet", *packages], check=True)
-            # they pull it in, use none of it, and it loads beside one build of torch only
-            subprocess.run([*pip, "uninstall", "--yes", "--quiet", "torchvision"], check=True)
+    def __init__(self, python: Path, names: Iterable[str]) -> None:
         command = [str(python), str(Path(peer_steps.__file__))]
         self.worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.names = list(names)
         self.cpu = 0.0
 
     def ask(self, **question: Any) -> dict[str, Any]:
@@ -116,28 +105,44 @@ class Peers:
         print(json.dumps(question), file=self.worker.stdin, flush=True)
         line = self.worker.stdout.readline()
         if not line:
-            raise SystemExit(f"the peers' process ended with code {self.worker.wait()}; its message is above")
+            raise SystemExit(f"the other process ended with code {self.worker.wait()}; its message is above")
         answer: dict[str, Any] = json.loads(line)
         return answer
 
     def step(self, name: str, i: int) -> float:
-        """Let one library take a step; return its seconds."""
-        answer = self.ask(peer=name, step=i)
+        """Let one of them take a step; return its seconds."""
+        answer = self.ask(name=name, step=i)
         self.cpu += answer["cpu"]
         time.sleep(PAUSE)
         return float(answer["seconds"])
 
 
+def peer_environment(venv: Path) -> Path:
+    """Return the interpreter of an environment with the peers; it is made, with what pip finds, if need be."""
+    python = venv / "bin" / "python"
+    if not python.exists():
+        torch_version = torch.__version__.split("+")[0]
+        pip = [str(python), "-m", "pip"]
+        subprocess.run([sys.executable, "-m", "venv", str(venv)], check=True)
+        packages = [f"torch=={torch_version}", *peer_steps.PACKAGES.values()]
+        subprocess.run([*pip, "install", "--quiet", *packages], check=True)
+        # they pull it in, use none of it, and it loads beside one build of torch only
+        subprocess.run([*pip, "uninstall", "--yes", "--quiet", "torchvision"], check=True)
+    return python
+
+
 @contextmanager
-def open_peers(venv: Path | None) -> Iterator[Peers | None]:
-    """Start the peers' process, if any, and end it."""
-    peers = Peers(venv) if venv else None
+def open_others(venv: Path | None) -> Iterator[list[Others]]:
+    """Start the floor's process and, if any, the peers', and end them."""
+    others = [Others(Path(sys.executable), [FLOOR])]
+    if venv:
+        others.append(Others(peer_environment(venv), PEERS))
     try:
-        yield peers
+        yield others
     finally:
-        if peers:
-            peers.worker.kill()
-            peers.worker.wait()
+        for other in others:
+            other.worker.kill()
+            other.worker.wait()
 
 
 def machine_seconds() -> float:
@@ -149,17 +154,22 @@ def machine_seconds() -> float:
     return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(size: str, rounds: int, kinds: list[str], device: str, peers: Peers | None) -> dict[str, object]:
+def measure(size: str, rounds: int, kinds: list[str], device: str, others: list[Others]) -> dict[str, object]:
     """Time every contender at one size."""
     d_in, d_sae, k, batch = (int(part) for part in size.split("/"))
     x = rows(batch, d_in, device)
     steps = contenders(kinds, x, d_sae, k)
     for step in steps.values():
         step(0)
-    about = peers.ask(size=[d_in, d_sae, k, batch], device=device) if peers else {}
-    times: dict[str, list[float]] = {name: [] for name in [*steps, *(PEERS if peers else ())]}
+    about: dict[str, Any] = {"versions": {}}
+    for other in others:
+        told = other.ask(size=[d_in, d_sae, k, batch], device=device, names=other.names)
+        about["versions"] |= told["versions"]
+    times: dict[str, list[float]] = {
+        name: [] for name in [*(name for other in others for name in other.names), *steps]
+    }
     machine, mine, wall = machine_seconds(), time.process_time(), time.perf_counter()
-    theirs = peers.cpu if peers else 0.0
+    theirs = sum(other.cpu for other in others)
     for i in range(1, rounds + 1):
         for name, step in steps.items():
             synchronise(device)
@@ -167,10 +177,10 @@ def measure(size: str, rounds: int, kinds: list[str], device: str, peers: Peers 
             step(i)
             synchronise(device)
             times[name].append(time.perf_counter() - started)
-        for name in PEERS if peers else ():
-            assert peers is not None
-            times[name].append(peers.step(name, i))
-    used = time.process_time() - mine + ((peers.cpu - theirs) if peers else 0.0)
+        for other in others:
+            for name in other.names:
+                times[name].append(other.step(name, i))
+    used = time.process_time() - mine + sum(other.cpu for other in others) - theirs
     busy = max(0.0, (machine_seconds() - machine - used) / (time.perf_counter() - wall))
     best, median = min(times[FLOOR]), statistics.median(times[FLOOR])
     result = {
@@ -273,13 +283,14 @@ def main() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # as the command does
     sizes = options.sizes or SIZES[options.device]
     if options.memory:
-        print(json.dumps(peak_memory(sizes[0], options.memory, options.device)))
+        with kept_memory():
+            print(json.dumps(peak_memory(sizes[0], options.memory, options.device)))
         return
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": platform.processor()}
     print(json.dumps(about | {"bf16": find_precision("auto", torch.device(options.device)) == "bf16"}))
-    with open_peers(options.peers) as peers:
+    with open_others(options.peers) as others, kept_memory():
         for size in sizes:
-            found = measure(size, options.rounds, options.kinds.split(","), options.device, peers)
+            found = measure(size, options.rounds, options.kinds.split(","), options.device, others)
             print(json.dumps(found, indent=1), flush=True)
     for size in sizes:
         command = [sys.executable, "-m", "tests.benchmarks.step", size, "--device", options.device]

@@ -150,7 +150,13 @@ def measure_writes(folder: Path, args: argparse.Namespace) -> Turns:
 
 
 def measure_reads(folder: Path, args: argparse.Namespace, *, cold: bool) -> Turns:
-    turns: Turns = {"raw": [], "first epoch": [], "raw, again": [], "second epoch": [], "third, as float32": []}
+    turns: Turns = {
+        "raw": [],
+        "first epoch": [],
+        "raw, again": [],
+        "second epoch": [],
+        "third, as float32": [],
+    }
     window = args.rows // 4
     for turn in range(args.repeats + 1):
         store = ActivationStore.open(folder / "b")
