@@ -174,7 +174,7 @@ STAGES = (
     ),
     Stage(
         "label",
-        4,
+        5,
         _has("label"),
         _sections("label", "seed", "twin"),
         ("train", "import", "train twin", "evaluate", "concepts"),

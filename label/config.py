@@ -70,6 +70,8 @@ class LabelConfig(Config):
     """F1 on discover that each further feature of a group must add."""
     ablation_entities: int = Field(default=256, ge=30)
     """Entities on whose history each feature is removed, at most."""
+    ablation_least: int = Field(default=30, ge=1)
+    """Least number of entities whose logit a removal moves, or `used` is left open: with fewer, chance passes above 5%."""
     ablation_pool: int = Field(default=8192, ge=30)
     """Confirm entities whose histories the ablations draw on, at most."""
     n_random: int = Field(default=10, ge=1)
