@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from sae.config import Config
 
@@ -80,6 +82,15 @@ class LabelConfig(Config):
     """Live features of like rate and size that each removal is compared with."""
     examples: int = Field(default=6, ge=0)
     """Entities shown per band for each labelled feature."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ablation_least > self.ablation_entities:
+            raise ValueError(
+                f"ablation_least = {self.ablation_least} exceeds ablation_entities = {self.ablation_entities}: "
+                "nothing could be judged"
+            )
+        return self
 
     def rule(self) -> Rule:
         """Return the part that decides."""

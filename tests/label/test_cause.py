@@ -14,6 +14,8 @@ from activations_cache.sources.panel import PanelSource
 from label.cause import Ablation, Removed, Stream
 from label.config import LabelConfig
 from sae.architectures.batch_topk import BatchTopKConfig
+from sae.config import parse_config
+from sae.errors import ConfigError
 from sae.folding import fold
 from sae.world import World
 from tests.activations_cache.reference.test_credit_transformer import SHAPE, make_panel
@@ -106,6 +108,11 @@ def test_too_few_entities_are_not_judged_nor_are_those_that_do_not_move(case):
     entity, change = enough.removed[2]
     enough.removed[2] = Removed(entity, np.where(np.arange(30) == 7, 1e-7, change))
     assert enough.effect(2, n_random=2, n_matched=2) is None
+
+
+def test_more_entities_than_are_sampled_cannot_be_asked_for():
+    with pytest.raises(ConfigError, match="ablation_least = 41 exceeds ablation_entities = 40"):
+        parse_config(LabelConfig, {"ablation_entities": 40, "ablation_least": 41}, where="test")
 
 
 @pytest.mark.parametrize("sizes", SIZES)
