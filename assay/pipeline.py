@@ -108,7 +108,7 @@ STAGES = (
     ),
     Stage(
         "train",
-        1,
+        2,
         _has("train"),
         _all_training,
         ("harvest",),
@@ -143,7 +143,7 @@ STAGES = (
     ),
     Stage(
         "train twin",
-        1,
+        2,
         _wants_twin("train"),
         _training,
         ("harvest twin", "harvest"),
@@ -174,7 +174,7 @@ STAGES = (
     ),
     Stage(
         "label",
-        4,
+        5,
         _has("label"),
         _sections("label", "seed", "twin"),
         ("train", "import", "train twin", "evaluate", "concepts"),

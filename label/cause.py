@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _CELLS = 1 << 24
 """Numbers of the stream that one forward pass may hold."""
+_STILL = 1e-5
+"""Change of a logit that single precision makes by itself, where batches are cut differently."""
 
 
 Subtract = Callable[[Tensor], Tensor]
@@ -171,10 +173,18 @@ class Stream:
 
 
 class Ablation:
-    """Removes features one by one; keeps what every live feature's removal does, for the matched controls."""
+    """Removes features one by one; keeps what every live feature's removal does, for the matched controls.
 
-    def __init__(self, stream: Stream, *, n_entities: int, n_bootstrap: int, seed: int) -> None:
-        self.stream, self.n_entities, self.seed = stream, n_entities, seed
+    Parameters
+    ----------
+    n_entities
+        Sampled for each feature, at most.
+    least
+        Of them, whose logit a removal has to move before it is judged.
+    """
+
+    def __init__(self, stream: Stream, *, n_entities: int, least: int, n_bootstrap: int, seed: int) -> None:
+        self.stream, self.n_entities, self.least, self.seed = stream, n_entities, least, seed
         self.n_bootstrap = n_bootstrap
         everyone = np.arange(len(stream.codes))
         self.base = stream.without(lambda index: torch.zeros(()), everyone)
@@ -195,12 +205,14 @@ class Ablation:
             report(i + 1)
 
     def effect(self, feature: int, *, n_random: int, n_matched: int) -> Effect | None:
-        """Judge one feature against its controls; None where it fires on no sampled entity."""
+        """Judge one feature against its controls; None where its removal moves too few entities' logits for intervals."""
         if feature not in self.removed:
             return None
         members = self._sample(feature)
         change = self.removed[feature].change
         size = np.abs(change)
+        if np.count_nonzero(size > _STILL) < self.least:
+            return None
         z = torch.from_numpy(self.stream.activation(feature))
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + feature)
         directions = torch.randn(n_random, self.stream.x.shape[1], generator=rng)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Self
+
+from pydantic import Field, model_validator
 
 from sae.config import Config
 
@@ -70,6 +72,8 @@ class LabelConfig(Config):
     """F1 on discover that each further feature of a group must add."""
     ablation_entities: int = Field(default=256, ge=30)
     """Entities on whose history each feature is removed, at most."""
+    ablation_least: int = Field(default=30, ge=1)
+    """Least number of entities whose logit a removal moves, or `used` is left open: with fewer, chance passes above 5%."""
     ablation_pool: int = Field(default=8192, ge=30)
     """Confirm entities whose histories the ablations draw on, at most."""
     n_random: int = Field(default=10, ge=1)
@@ -78,6 +82,15 @@ class LabelConfig(Config):
     """Live features of like rate and size that each removal is compared with."""
     examples: int = Field(default=6, ge=0)
     """Entities shown per band for each labelled feature."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.ablation_least > self.ablation_entities:
+            raise ValueError(
+                f"ablation_least = {self.ablation_least} exceeds ablation_entities = {self.ablation_entities}: "
+                "nothing could be judged"
+            )
+        return self
 
     def rule(self) -> Rule:
         """Return the part that decides."""

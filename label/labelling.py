@@ -196,6 +196,7 @@ class Labelling:
         self.ablation = Ablation(
             stream,
             n_entities=self.config.ablation_entities,
+            least=self.config.ablation_least,
             n_bootstrap=self.config.n_bootstrap,
             seed=self.seed,
         )

@@ -33,8 +33,6 @@ from .side_by_side import SideBySide
 from .trainer import METRICS, Trainer, train_together
 
 SPLIT = "fit"
-SETTLE_BATCHES = 64
-"""Batches after the last step from which a dictionary fixes what inference uses, such as a threshold."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ def train_saes(
         ]
         with kept_memory(), SideBySide(len(trainers), world) as members:
             results = train_together(trainers, members, progress if world.is_main else silent)
-            _settle(saes, inputs, members, world)
+            _settle(saes, inputs, plans[0].settle_batches, members, world)
     finally:
         loader.close()
     for run, trainer in zip(runs, trainers, strict=True):
@@ -221,9 +219,9 @@ def _check_same_batches(plans: Sequence[Plan], saes: Sequence[SAE], run_length: 
         )
 
 
-def _settle(saes: Sequence[SAE], inputs: Inputs, members: SideBySide, world: World) -> None:
+def _settle(saes: Sequence[SAE], inputs: Inputs, count: int, members: SideBySide, world: World) -> None:
     """Let each dictionary fix what inference uses, on the batches that follow the last step."""
-    batches: Iterable[Tensor] = (inputs.next().x for _ in range(SETTLE_BATCHES))
+    batches: Iterable[Tensor] = (inputs.next().x for _ in range(count))
     if len(saes) > 1:
         # going back to read them again would read the whole window again
         batches = list(batches)

@@ -74,7 +74,7 @@ def run(kind: str, rates: str, seed: int, settings: dict[str, object]) -> dict[s
     began = time.perf_counter()
     while state.step < plan.steps:
         train_step(sae, optimiser, state, Batch(data.next(plan.batch_size)), plan=plan, world=world)
-    sae.settle((data.next(plan.batch_size) for _ in range(64)), world=world)
+    sae.settle((data.next(plan.batch_size) for _ in range(plan.settle_batches)), world=world)
     x = data.next(20_000)
     with torch.inference_mode():
         codes = sae.encode(x)

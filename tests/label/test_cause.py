@@ -11,11 +11,15 @@ from activations_cache.harvest import HarvestConfig, harvest
 from activations_cache.hooks import capture, intercept
 from activations_cache.reference.histories import collate
 from activations_cache.sources.panel import PanelSource
-from label.cause import Ablation, Stream
+from label.cause import Ablation, Removed, Stream
+from label.config import LabelConfig
 from sae.architectures.batch_topk import BatchTopKConfig
+from sae.config import parse_config
+from sae.errors import ConfigError
 from sae.folding import fold
 from sae.world import World
 from tests.activations_cache.reference.test_credit_transformer import SHAPE, make_panel
+from tests.benchmarks.used import SIZES, false_rates
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +82,7 @@ def test_removing_nothing_changes_nothing(case):
 
 
 def test_the_feature_that_the_head_reads_is_used_and_those_across_it_are_not(case):
-    ablation = Ablation(case.stream, n_entities=120, n_bootstrap=200, seed=0)
+    ablation = Ablation(case.stream, n_entities=120, least=1, n_bootstrap=200, seed=0)
     live = [j for j in range(12) if len(case.stream.fired(j))]
     ablation.live(live)
     effects = {j: ablation.effect(j, n_random=5, n_matched=5) for j in live}
@@ -89,7 +93,30 @@ def test_the_feature_that_the_head_reads_is_used_and_those_across_it_are_not(cas
 
 
 def test_all_together_is_the_sum_of_all(case):
-    ablation = Ablation(case.stream, n_entities=50, n_bootstrap=60, seed=0)
+    ablation = Ablation(case.stream, n_entities=50, least=30, n_bootstrap=60, seed=0)
     together, everything = ablation.together(range(12))
     assert together == pytest.approx(everything, rel=1e-4)
     assert ablation.together([])[0] == 0
+
+
+def test_too_few_entities_are_not_judged_nor_are_those_that_do_not_move(case):
+    few, enough = (Ablation(case.stream, n_entities=n, least=30, n_bootstrap=60, seed=0) for n in (29, 30))
+    for ablation in (few, enough):
+        ablation.live([2, 3])
+    assert few.effect(2, n_random=2, n_matched=2) is None
+    assert enough.effect(2, n_random=2, n_matched=2) is not None
+    entity, change = enough.removed[2]
+    enough.removed[2] = Removed(entity, np.where(np.arange(30) == 7, 1e-7, change))
+    assert enough.effect(2, n_random=2, n_matched=2) is None
+
+
+def test_more_entities_than_are_sampled_cannot_be_asked_for():
+    with pytest.raises(ConfigError, match="ablation_least = 41 exceeds ablation_entities = 40"):
+        parse_config(LabelConfig, {"ablation_entities": 40, "ablation_least": 41}, where="test")
+
+
+@pytest.mark.parametrize("sizes", SIZES)
+def test_with_the_least_number_of_entities_chance_passes_at_most_at_the_level(sizes):
+    # where all of them move; where few do, even fewer pass
+    assert max(false_rates(SIZES[sizes], LabelConfig().ablation_least, share=1.0, draws=1500)) < 0.05
+    assert max(false_rates(SIZES[sizes], 5, share=1.0, draws=500)) > 0.05

@@ -37,6 +37,13 @@ def test_what_is_given_is_used():
     assert (plan.warmup_steps, plan.decay_steps, plan.dead_after_rows) == (10, 30, 77)
 
 
+@pytest.mark.parametrize(
+    ("rows", "batch", "batches"), [(10**6, 256, 128), (10**6, 4096, 8), (10**6, 10**5, 1), (900, 90, 10)]
+)
+def test_what_inference_uses_is_settled_on_as_many_rows_whatever_the_batch(rows, batch, batches):
+    assert make_plan(TrainConfig(rows=rows, batch_size=batch), dictionary()).settle_batches == batches
+
+
 def test_all_problems_at_once():
     with pytest.raises(ConfigError) as caught:
         make_plan(TrainConfig(rows=0, lr=-1.0, warmup=0.9, decay=0.9), dictionary(4, 5))
