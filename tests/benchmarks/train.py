@@ -29,6 +29,7 @@ from tests.benchmarks.step import machine_seconds
 from tests.benchmarks.store import forget
 from tests.train.runs import plant
 from tests.train.test_train_sae import HOOK, write
+from train.allocation import kept_memory
 from train.optim import make_adam
 from train.plan import TrainConfig, make_plan
 from train.run import train_sae
@@ -44,8 +45,9 @@ def bare(x: torch.Tensor, sae_config: SAEConfig, config: TrainConfig) -> float:
     optimiser, state = make_adam(sae), TrainState.start(sae.d_sae, world.device)
     batches = x.split(plan.batch_size)
     began = time.perf_counter()
-    for step in range(plan.steps):
-        train_step(sae, optimiser, state, Batch(batches[step % len(batches)]), plan=plan, world=world)
+    with kept_memory():
+        for step in range(plan.steps):
+            train_step(sae, optimiser, state, Batch(batches[step % len(batches)]), plan=plan, world=world)
     return plan.rows / (time.perf_counter() - began)
 
 
