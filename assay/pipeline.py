@@ -121,7 +121,7 @@ STAGES = (
         lambda c: c.train is not None and isinstance(c.sae, AutoSAEConfig),
         _sizing,
         ("harvest",),
-        _at("sae", "size.json"),
+        _at("size.json"),
         make_sizes,
         settles=settle_sizes,
     ),

@@ -54,7 +54,7 @@ def weights(run: Path) -> bytes:
 @pytest.mark.xdist_group("sizes")
 def test_everything_after_the_harvest_has_the_numbers(sized):
     folder, said = sized
-    found = json.loads((folder / "run" / "sae" / "size.json").read_text())
+    found = json.loads((folder / "run" / "size.json").read_text())
     assert (found["d_sae"], found["k"]) == (128, 3)
     assert "they support d_sae 128 and k 3" in said
     record = json.loads((folder / "run" / "run.json").read_text())
@@ -82,7 +82,7 @@ def test_the_same_numbers_given_train_nothing_anew_and_others_are_commented_on(s
 def test_settled_again_they_are_the_same(sized, command, tmp_path):
     folder, _ = sized
     shutil.copytree(folder / "run", tmp_path / "run")
-    (tmp_path / "run" / "sae" / "size.json").unlink()
+    (tmp_path / "run" / "size.json").unlink()
     shutil.rmtree(tmp_path / "run" / "sae" / NAME)
     code, _, error = command("run", folder / "config.yaml", f"out={tmp_path / 'run'}", cwd=tmp_path)
     assert code == 0, error
@@ -123,15 +123,14 @@ def test_all_ranks_have_the_same_numbers(sized, tmp_path):
     # the same store: two processes would harvest another order of rows
     shutil.copytree(folder / "run", tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "sae")
+    (tmp_path / "run" / "size.json").unlink()
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--no-python"]
     command += [sys.executable, "-c", "from assay.cli import main; main()", "run"]
     command += [str(folder / "config.yaml"), f"out={tmp_path / 'run'}", "train.mesh.feature=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
-    sizes = [
-        json.loads((run / "sae" / "size.json").read_text()) for run in (folder / "run", tmp_path / "run")
-    ]
+    sizes = [json.loads((run / "size.json").read_text()) for run in (folder / "run", tmp_path / "run")]
     assert sizes[0] == sizes[1]
     assert (tmp_path / "run" / "sae" / NAME).is_dir()
 
