@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 import activations_cache.sources  # noqa: F401 - registers the kinds of sources
 import sae.architectures  # noqa: F401 - registers the kinds of dictionaries
@@ -23,6 +24,7 @@ from sae.errors import ConfigError
 from train.fidelity import EvaluateConfig
 from train.imported import ImportConfig
 from train.plan import TrainConfig
+from train.sizes import ANY_SIZE, AutoSAEConfig
 from train.sweep import Member, Sweep, make_members
 
 __all__ = ["RunConfig"]
@@ -51,8 +53,8 @@ class RunConfig(Config):
     """Training of that model."""
     harvest: HarvestConfig | None = None
     """Reading activations off the model."""
-    sae: SAEConfig | None = None
-    """The dictionary."""
+    sae: SAEConfig | AutoSAEConfig | None = None
+    """The dictionary; `d_sae: auto` and `k: auto` leave its numbers to the harvested rows."""
     train: TrainConfig | None = None
     """Training of the dictionary."""
     sweep: Sweep | None = None
@@ -67,6 +69,14 @@ class RunConfig(Config):
     """What experts say."""
     label: LabelConfig | None = None
     """Labels."""
+
+    @field_validator("sae", mode="before")
+    @classmethod
+    def _may_be_open(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        is_open = "auto" in (value.get("d_sae"), value.get("k"))
+        return (AutoSAEConfig if is_open else SAEConfig).model_validate(value)
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Self:
@@ -115,7 +125,7 @@ class RunConfig(Config):
 
     def _check_members(self) -> None:
         try:
-            _ = self.members
+            _ = (self.sized(*ANY_SIZE) if isinstance(self.sae, AutoSAEConfig) else self).members
         except ConfigError as error:
             raise ValueError(str(error)) from error
 
@@ -129,10 +139,24 @@ class RunConfig(Config):
                 f"evaluate.segments: no column {', '.join(strange)} in the panel, only {', '.join(known)}"
             )
 
+    def sized(self, d_sae: int, k: int) -> RunConfig:
+        """Return the configuration with these numbers in the place of `auto` in section sae.
+
+        Raises
+        ------
+        ConfigError
+            Other settings do not go with them.
+        """
+        if not isinstance(self.sae, AutoSAEConfig):
+            return self
+        sized = self.model_copy(update={"sae": self.sae.sized(d_sae, k)})
+        _ = sized.members
+        return sized
+
     @property
     def members(self) -> tuple[Member, ...]:
         """The dictionaries to train: that of section sae first, which labels speak of, then those of the sweep."""
-        assert self.sae is not None and self.train is not None
+        assert isinstance(self.sae, SAEConfig) and self.train is not None
         return make_members(self.sae, self.train, self.seed, self.sweep)
 
     @property

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from activations_cache.tables import find_files
+from train.sizes import AutoSAEConfig
 
 from .config import RunConfig
 from .stages import Context, Stage
@@ -14,6 +15,7 @@ from .steps.concepts import check_concepts, make_concepts
 from .steps.dictionary import make_dictionary, make_evaluation, make_imported, make_twin_dictionary
 from .steps.labels import make_labels, make_report
 from .steps.model import make_model, make_panel, make_reference, make_twin_model
+from .steps.sizes import make_sizes, settle_sizes
 from .steps.store import make_store, make_twin_store
 from .steps.sweep import SWEEP, make_sweep, make_sweep_evaluation, member_folders
 
@@ -55,6 +57,13 @@ def _harvesting(*names: str) -> Any:
         return {**sections(config), **({"source version": version} if version > 1 else {})}
 
     return read
+
+
+def _sizing(config: RunConfig) -> dict[str, Any]:
+    """Return what the sample of rows depends on; which numbers are open does not matter."""
+    assert config.train is not None
+    train = config.train.what_is_learned()
+    return {"hook": train["hook"], "loader": train["loader"], "seed": config.seed}
 
 
 def _training(config: RunConfig) -> dict[str, Any]:
@@ -107,11 +116,21 @@ STAGES = (
         together=True,
     ),
     Stage(
+        "size",
+        1,
+        lambda c: c.train is not None and isinstance(c.sae, AutoSAEConfig),
+        _sizing,
+        ("harvest",),
+        _at("size.json"),
+        make_sizes,
+        settles=settle_sizes,
+    ),
+    Stage(
         "train",
         2,
         _has("train"),
         _all_training,
-        ("harvest",),
+        ("harvest", "size"),
         lambda c: c.folder / "sae" / c.dictionary,
         _swept(make_sweep, make_dictionary),
         beside=_swept(member_folders, lambda _: ()),

@@ -11,6 +11,7 @@ from train.machines import GPUS, Machine, probe
 from train.planner import DEAD_SHARE, Estimate, Job, Mesh, choose, describe
 from train.progress import duration
 from train.run import SPLIT, choose_hook
+from train.sizes import AutoSAEConfig, measure_sizes
 
 from .config import RunConfig
 from .console import Console
@@ -60,11 +61,21 @@ def _job(config: RunConfig, d_in: int | None) -> Job:
     if place.exists():
         store = ActivationStore.open(place)
         hook = choose_hook(config.train, store.hooks)
+        sae = config.sae
+        if isinstance(sae, AutoSAEConfig):
+            found = measure_sizes(place, hook, seed=config.seed, settings=config.train.loader)
+            sae = sae.sized(found.d_sae, found.k)
         width, rows = store.hooks[hook], store.splits.get(SPLIT)
         if d_in not in (None, width):
             raise ConfigError("the store has another width", got=f"--d-in {d_in}", expected=str(width))
         size = store.description.arrays()[hook].row_bytes
-        return describe(config.sae, config.train, d_in=width, row_bytes=size, split_rows=rows)
+        return describe(sae, config.train, d_in=width, row_bytes=size, split_rows=rows)
+    if isinstance(config.sae, AutoSAEConfig):
+        raise ConfigError(
+            "sae.d_sae and sae.k are not known before the harvest where they are auto",
+            got=f"no store in {config.out}",
+            do="harvest first, or give both: sae.d_sae=N sae.k=N",
+        )
     if d_in is None:
         raise ConfigError(
             "the width of the activations is not known before the harvest",

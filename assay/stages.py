@@ -6,7 +6,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,9 @@ class Stage:
         The output commits and seals itself, so it is written under its own name and continued after an interruption.
     together
         Every process takes part; the other stages are the first one's alone.
+    settles
+        Returns the configuration with what its output says of it; None where it says nothing. The stages after it
+        depend on those settings, and not on how they were found.
     """
 
     name: str
@@ -98,6 +101,7 @@ class Stage:
     beside: Callable[[Context], Sequence[Path]] = field(default=lambda _: ())
     in_place: bool = False
     together: bool = False
+    settles: Callable[[RunConfig, Path], RunConfig] | None = None
 
 
 class Runner:
@@ -129,16 +133,31 @@ class Runner:
             for stage in self.stages:
                 if stage.name in wanted:
                     self._one(stage)
+                    self._settle(stage)
 
     def _join(self, wanted: set[str]) -> None:
         """Take part in the stages that are everybody's, when the first process begins them."""
+        before: list[Stage] = []
         for stage in self.stages:
             if stage.name in wanted and stage.together:
                 word = self.ranks.hear(stage.name)
                 if word is None:
                     return
+                for done in before:
+                    self._settle(done)
+                before = []
                 if word == "runs":
                     stage.run(self.context, self._place(stage))
+            before += [stage] if stage.name in wanted else []
+
+    def _settle(self, stage: Stage) -> None:
+        """Go on with the configuration as the output of a stage settles it."""
+        if stage.settles is not None:
+            config = stage.settles(self.context.config, stage.output(self.context))
+            self.context = replace(self.context, config=config)
+            if self.context.world.is_main:
+                self.record.data["config"] = config.to_dict()
+                self.record.write()
 
     def _needed(self, until: str | None) -> set[str]:
         names = {s.name: s for s in self.stages}
@@ -157,7 +176,7 @@ class Runner:
         config = self.context.config
         inputs: Inputs = {"version": stage.version, **stage.reads(config)}
         inputs |= _hashes([p for p in stage.files(config) if p.exists()])
-        asked = {s.name for s in self.stages}
+        asked = {s.name for s in self.stages if s.settles is None}
         inputs |= {f"after {n}": self.record.stage(n).get("fingerprint") for n in stage.after if n in asked}
         return inputs
 

@@ -67,9 +67,9 @@ class SAEConfig(Family):
 
     kind: str = "batch_topk"
     d_sae: int = Field(gt=0)
-    """Number of features; a few times d_in, less where the data has few effective dimensions."""
+    """Number of features; a run's configuration may say `auto`: what the harvested rows support."""
     k: int = Field(gt=0)
-    """Active features per row, on average or exactly, depending on the kind."""
+    """Active features per row, on average or exactly, depending on the kind; `auto` likewise."""
     k_aux: PositiveInt | Literal["auto"] = Field("auto")
     """Dead features that explain one row's residual; auto is d_in / 2 (arXiv 2406.04093, section A.2)."""
     aux_alpha: float = Field(1 / 32, ge=0)

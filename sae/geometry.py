@@ -35,19 +35,6 @@ def unit_rows(
     return W
 
 
-def effective_rank(x: Float[Tensor, "rows d_in"]) -> float:
-    """Return the participation ratio (Σλ)² / Σλ² of the eigenvalues of the rows' covariance.
-
-    From 1, where all variance is in one direction, to d_in; NaN where the rows do not vary.
-    """
-    mean = x.mean(0, dtype=torch.float64)
-    covariance = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64, device=x.device)
-    for start in range(0, len(x), ROWS_AT_ONCE):
-        centred = x[start : start + ROWS_AT_ONCE] - mean
-        covariance.addmm_(centred.T, centred)
-    return float(covariance.trace().square() / covariance.square().sum())
-
-
 def unit_directions(W: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
     """Return the rows of W scaled to norm 1, in float64 on the CPU, detached; a zero row stays zero."""
     W = W.detach().cpu().double()

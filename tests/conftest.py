@@ -31,6 +31,7 @@ CHECKED = (
             "losses",
             "metrics",
             "operators",
+            "sizing",
         )
     ]
     + [

@@ -58,7 +58,7 @@ def advise(dead: float, waited: float, plan: Plan, *, d_sae: int) -> tuple[str, 
         alive = math.ceil((1 - dead) * d_sae)
         advice.append(
             f"{dead:.0%} of the features were silent for the last {plan.dead_after_rows:,} rows: "
-            f"sae.d_sae={math.ceil(alive / 64) * 64} would hold the {alive:,} that fire; or raise sae.aux_alpha "
+            f"sae.d_sae={math.ceil(alive / 64) * 64} would hold the {alive:,} that fire; or raise sae.k, sae.aux_alpha "
             "or train.rows"
         )
     if waited > TOO_MUCH:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 import sae.architectures  # noqa: F401 - registers the kinds
 from activations_cache.loader import ShuffledLoader
+from activations_cache.moments import Moments
 from activations_cache.store import ActivationStore
 from sae.base import SAE, SAEConfig
 from sae.checkpoint import save_sae
@@ -140,9 +141,7 @@ def train_saes(
         As there, or the runs do not read the same batches.
     """
     store = ActivationStore.open(store_path)
-    moments = store.moments(hook, SPLIT)
-    if not 0 < moments.scale < float("inf"):
-        raise StoreError(f"the rows of {hook} in split {SPLIT} do not vary", got=f"scale {moments.scale}")
+    moments = varying_moments(store, hook)
     plans = [make_plan(run.config, run.sae) for run in runs]
     saes = [_build(run, store.hooks[hook], world) for run in runs]
     _check_same_batches(plans, saes, store.description.run_length)
@@ -182,6 +181,20 @@ def train_saes(
     for run, trainer in zip(runs, trainers, strict=True):
         _save(run, trainer, inputs, shared)
     return results
+
+
+def varying_moments(store: ActivationStore, hook: str) -> Moments:
+    """Return the moments of the rows to train on.
+
+    Raises
+    ------
+    StoreError
+        The store lacks the hook or the split, or its rows do not vary.
+    """
+    moments = store.moments(hook, SPLIT)
+    if not 0 < moments.scale < float("inf"):
+        raise StoreError(f"the rows of {hook} in split {SPLIT} do not vary", got=f"scale {moments.scale}")
+    return moments
 
 
 def _save(run: Run, trainer: Trainer, inputs: Inputs, shared: Mapping[str, Any]) -> None:

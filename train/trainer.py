@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae.base import SAE, Batch, Losses
+from sae.base import SAE, Batch, Losses, SAEConfig
 from sae.errors import UserError
-from sae.geometry import effective_rank
+from sae.sizing import suggest_sizes
 from sae.world import World
 
 from .checkpoint import Checkpoints, newest_common
@@ -234,7 +234,7 @@ def _start_or_resume(trainers: Sequence[Trainer], members: SideBySide, progress:
     place, rank = f", continuing at step {lead.state.step:,}", ""
     if found is None:
         sample = lead.inputs.sample(SAMPLE_ROWS, lead.world)
-        place, rank = "", f"; effective rank of the rows {effective_rank(sample):.1f} of {sample.shape[1]}"
+        place, rank = "", _about(sample[:SAMPLE_ROWS], lead.sae.config)
         members.each(lambda trainer: trainer.sae.start_at(sample), trainers)
     batch = lead.inputs.peek()
     together = sum(members.each(lambda trainer: trainer.probe(batch), trainers)) / members.workers
@@ -245,6 +245,21 @@ def _start_or_resume(trainers: Sequence[Trainer], members: SideBySide, progress:
     )
     progress(0, lead.plan.steps, text)
     return [floor_seconds(trainer.sae, batch.x) for trainer in trainers]
+
+
+def _about(sample: Float[Tensor, "rows d_in"], config: SAEConfig) -> str:
+    """Say how few dimensions the rows fill, and which numbers they support where those given are far off."""
+    if not torch.isfinite(sample).all():
+        # the first step says which rows these are
+        return ""
+    found = suggest_sizes(sample)
+    text = f"; effective rank of the rows {found.effective_rank:.1f} of {sample.shape[1]}"
+    if found.supports(config.d_sae, config.k):
+        return text
+    return (
+        f"{text}: they support about sae.d_sae={found.d_sae} and sae.k={found.k}, which `auto` takes, "
+        f"not {config.d_sae} and {config.k}"
+    )
 
 
 def _finish(trainers: Sequence[Trainer]) -> None:

@@ -10,16 +10,17 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
 
 import sae.architectures  # noqa: F401 - registers the kinds
-from sae.base import Batch, SAEConfig
+from sae.base import SAE, Batch, SAEConfig
 from sae.metrics import match
 from sae.world import World
 from train.optim import make_adam
-from train.plan import TrainConfig, make_plan
+from train.plan import Plan, TrainConfig, make_plan
 from train.state import TrainState
 from train.step import train_step
 
@@ -30,12 +31,12 @@ ROWS = 2_000_000
 class Planted:
     """Rows of known make, drawn as they are asked for."""
 
-    def __init__(self, rates: str, seed: int) -> None:
+    def __init__(self, rates: str, seed: int, *, n_directions: int = D_SAE, l0: float = L0) -> None:
         rng = torch.Generator().manual_seed(1000 + seed)
-        directions = torch.randn(D_SAE, D_IN, generator=rng)
+        directions = torch.randn(n_directions, D_IN, generator=rng)
         self.directions = directions / directions.norm(dim=1, keepdim=True)
-        p = np.ones(D_SAE) if rates == "uniform" else np.arange(1, D_SAE + 1) ** -0.8
-        self.p = torch.from_numpy(np.minimum(p / p.sum() * L0, 0.5)).float()
+        p = np.ones(n_directions) if rates == "uniform" else np.arange(1, n_directions + 1) ** -0.8
+        self.p = torch.from_numpy(np.minimum(p / p.sum() * l0, 0.5)).float()
         self.rng = rng
         sample = self.raw(20_000)
         self.mean = sample.mean(0)
@@ -47,7 +48,7 @@ class Planted:
 
     def raw_with_fires(self, rows: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Draw rows in their own units, and which directions fire on each."""
-        fires = torch.rand(rows, D_SAE, generator=self.rng) < self.p
+        fires = torch.rand(rows, len(self.p), generator=self.rng) < self.p
         feature = fires.nonzero()[:, 1]
         size = 1 + torch.rand(len(feature), generator=self.rng)
         offsets = torch.cat([torch.zeros(1, dtype=torch.int64), fires.sum(1).cumsum(0)])
@@ -61,6 +62,24 @@ class Planted:
         return (self.raw(rows) - self.mean) / self.scale
 
 
+def train(
+    config: SAEConfig,
+    asked: TrainConfig,
+    draw: Callable[[int], torch.Tensor],
+    *,
+    d_in: int = D_IN,
+    seed: int = 0,
+) -> tuple[SAE, TrainState, Plan]:
+    """Train a dictionary on scaled rows as they are drawn."""
+    plan, world = make_plan(asked, config), World.single("cpu")
+    sae = config.build(d_in, generator=torch.Generator().manual_seed(seed))
+    optimiser, state = make_adam(sae), TrainState.start(config.d_sae, world.device)
+    while state.step < plan.steps:
+        train_step(sae, optimiser, state, Batch(draw(plan.batch_size)), plan=plan, world=world)
+    sae.settle((draw(plan.batch_size) for _ in range(plan.settle_batches)), world=world)
+    return sae, state, plan
+
+
 def run(kind: str, rates: str, seed: int, settings: dict[str, object]) -> dict[str, object]:
     """Train one dictionary and compare its directions with the planted ones."""
     of_sae = {k: v for k, v in settings.items() if k not in TrainConfig.model_fields}
@@ -68,13 +87,9 @@ def run(kind: str, rates: str, seed: int, settings: dict[str, object]) -> dict[s
     asked = TrainConfig.model_validate(
         {"rows": ROWS} | {k: v for k, v in settings.items() if k not in of_sae}
     )
-    plan, world, data = make_plan(asked, config), World.single("cpu"), Planted(rates, seed)
-    sae = config.build(D_IN, generator=torch.Generator().manual_seed(seed))
-    optimiser, state = make_adam(sae), TrainState.start(D_SAE, world.device)
+    data = Planted(rates, seed)
     began = time.perf_counter()
-    while state.step < plan.steps:
-        train_step(sae, optimiser, state, Batch(data.next(plan.batch_size)), plan=plan, world=world)
-    sae.settle((data.next(plan.batch_size) for _ in range(plan.settle_batches)), world=world)
+    sae, state, plan = train(config, asked, data.next, seed=seed)
     x = data.next(20_000)
     with torch.inference_mode():
         codes = sae.encode(x)

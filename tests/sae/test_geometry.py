@@ -6,7 +6,6 @@ from scipy.optimize import minimize
 from sae import geometry
 from sae.geometry import (
     ROWS_AT_ONCE,
-    effective_rank,
     geometric_median,
     normalise_rows_,
     project_rows_,
@@ -53,11 +52,3 @@ def test_a_part_of_the_rows_has_the_bits_of_the_whole_and_little_memory(monkeypa
         own = unit_rows(rows, d_in, generator=torch.Generator().manual_seed(3), part=part)
         assert torch.equal(own, whole[part.start : part.stop])
         assert own.untyped_storage().nbytes() == own.nbytes
-
-
-def test_the_effective_rank_counts_equal_directions_and_ignores_the_mean():
-    rng = torch.Generator().manual_seed(0)
-    x = torch.zeros(20_000, 8)
-    x[:, :3] = torch.randn(20_000, 3, generator=rng)
-    assert effective_rank(x + 100) == pytest.approx(3, rel=0.01)
-    assert effective_rank(x[:, :1]) == pytest.approx(1)

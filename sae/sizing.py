@@ -1,0 +1,150 @@
+"""How many features a dictionary of some rows needs, and how many of them a row: a suggestion from a sample."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from .geometry import ROWS_AT_ONCE
+
+FEATURES_PER_DIRECTION = 1.75
+"""Independent directions that fire at unlike rates count for less than one each; fitted, see docs/benchmarks.md."""
+
+FEATURES_PER_COMPONENT = 8
+"""Features for each of a row's k where principal components decide; fitted, see docs/benchmarks.md."""
+
+HELD = 0.9
+"""Share of the variance in as many principal components as a row has active features; fitted likewise."""
+
+SPARSE = 0.25
+"""Most active directions of a row, as a share of all and of d_in, at which fourth moments are believed."""
+
+TOO_FAR = 2
+"""Given numbers that are so many times off what a sample supports are worth a word."""
+
+MULTIPLE = 64
+"""Numbers of features are rounded up to it, so that ranks can share them evenly."""
+
+
+class Sizes(NamedTuple):
+    """What a sample supports.
+
+    Attributes
+    ----------
+    d_sae, k
+        Features, and active ones per row.
+    effective_rank
+        Participation ratio of the rows' spectrum.
+    from_moments
+        Whether the rows are like sparse sums of independent directions, so that fourth moments tell both numbers.
+    """
+
+    d_sae: int
+    k: int
+    effective_rank: float
+    from_moments: bool
+
+    def supports(self, d_sae: int, k: int) -> bool:
+        """Return whether a dictionary is not far wider than this, and k neither far above nor far below."""
+        return d_sae < TOO_FAR * self.d_sae and self.k < TOO_FAR * k and k < TOO_FAR * self.k
+
+
+class Directions(NamedTuple):
+    """Independent directions that would explain the fourth moments of some rows.
+
+    Attributes
+    ----------
+    per_row
+        Active ones of a row; negative where the norms vary less than those of Gaussian rows.
+    total
+        How many there are, as a participation ratio.
+    """
+
+    per_row: float
+    total: float
+
+
+def suggest_sizes(x: Float[Tensor, "rows d_in"]) -> Sizes:
+    """Return the d_sae and k that a few thousand rows support.
+
+    If the rows' fourth moments are those of sparse sums of independent directions (see `independent_directions`:
+    1 <= per_row <= min(total, d_in) / 4), k = per_row and d_sae = 1.75 total. A covariance could not tell: sums of 5
+    or of 20 of 768 directions have the same. Otherwise k is the number of principal components that hold 90% of the
+    variance, rounded up to a power of two, at most d_in / 2, and d_sae = 8 k. d_sae is a multiple of 64. They are the
+    least that reconstructs about as well as more does, and say nothing about what features mean; docs/benchmarks.md
+    says how they fare.
+    """
+    variances = spectrum(x)
+    found = independent_directions(x, variances)
+    believed = 1 <= found.per_row <= SPARSE * min(found.total, x.shape[1])
+    if believed:
+        k, features = round(found.per_row), FEATURES_PER_DIRECTION * found.total
+    else:
+        k = min(1 << (principal_components(variances, HELD) - 1).bit_length(), max(1, x.shape[1] // 2))
+        features = FEATURES_PER_COMPONENT * k
+    return Sizes(MULTIPLE * math.ceil(features / MULTIPLE), k, effective_rank(variances), believed)
+
+
+def spectrum(x: Float[Tensor, "rows d_in"]) -> Float64[Tensor, " d_in"]:
+    """Return the eigenvalues of the covariance of the rows, largest first."""
+    x = x - x.mean(0, dtype=torch.float64)
+    variances: Tensor = torch.linalg.eigvalsh(x.T @ x / len(x))
+    return variances.clamp(min=0).flip(0)
+
+
+def effective_rank(variances: Float64[Tensor, " d_in"]) -> float:
+    """Return the participation ratio (Σλ)² / Σλ² of a spectrum.
+
+    From 1, where all variance is in one direction, to d_in; NaN where there is none.
+    """
+    return float(variances.sum().square() / variances.square().sum())
+
+
+def principal_components(variances: Float64[Tensor, " d_in"], share: float) -> int:
+    """Return how many principal components hold a share of the variance; 1 where there is none."""
+    return int((variances.cumsum(0) < share * variances.sum()).sum()) + 1
+
+
+def independent_directions(x: Float[Tensor, "rows d_in"], variances: Float64[Tensor, " d_in"]) -> Directions:
+    """Return how many directions there are if x - μ = Σ_i c_i d_i with independent c_i and unit d_i.
+
+    Let κ_i be the fourth cumulant of c_i and Σ the covariance of x. Then Var |x - μ|² = Σ_i κ_i + 2 tr Σ², and the
+    fourth cumulant C of x has ‖C‖² = Σ_ij κ_i κ_j (d_i · d_j)⁴, about Σ_i κ_i² where directions are far apart.
+
+        per_row = (tr Σ)² / Σ_i κ_i        total = (Σ_i κ_i)² / ‖C‖²
+
+    A c_i that is a rarely and 0 otherwise has variance p a² and κ_i about p a⁴, so per_row = Σ_i p_i; sizes that vary
+    make it smaller by E[a²]² / E[a⁴], commoner ones larger. `total` saturates at d_in (d_in + 2) / 3. Time grows with the
+    square of the rows.
+
+    ‖C‖² = E (x·y)⁴ - 6 E (x·y)² (x·z)² + 3 (E (x·y)²)² + 6 tr Σ⁴ for independent centred rows x, y, z; E goes over
+    pairs and triples of different rows, since a row with itself would add far more than ‖C‖². Both follow from what
+    cumulants of sums of independent variables are (McCullagh 1987, Tensor Methods in Statistics, section 2.4); a
+    participation ratio of them as a count of directions is ours.
+    """
+    x, n = x - x.mean(0, dtype=torch.float64), len(x)
+    scale = variances.sum().clamp(min=torch.finfo(torch.float64).tiny)
+    variances = variances / scale
+    norms = x.square().sum(1) / scale
+    excess = float(norms.var() - 2 * variances.square().sum())
+    x = (x / scale.sqrt()).float()
+    pairs = triples = fourth = 0.0
+    for start in range(0, n, ROWS_AT_ONCE):
+        squares = (x[start : start + ROWS_AT_ONCE] @ x.T).square()
+        squares.diagonal(start).zero_()
+        sums = squares.sum(1, dtype=torch.float64)
+        own = squares.square().sum(1, dtype=torch.float64)
+        pairs += float(sums.sum())
+        fourth += float(own.sum())
+        triples += float((sums.square() - own).sum())
+    pairs, fourth = pairs / (n * (n - 1)), fourth / (n * (n - 1))
+    triples /= n * (n - 1) * (n - 2)
+    squared = fourth - 6 * triples + 3 * pairs**2 + 6 * float(variances.pow(4).sum())
+    # noise may leave nothing of ‖C‖²: more directions than can be told apart
+    most = x.shape[1] * (x.shape[1] + 2) / 3
+    total = min(most, excess**2 / squared) if squared > 0 else most
+    return Directions(1 / excess if excess else math.inf, total)

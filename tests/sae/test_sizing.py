@@ -1,0 +1,99 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from sae.sizing import (
+    Sizes,
+    effective_rank,
+    independent_directions,
+    principal_components,
+    spectrum,
+    suggest_sizes,
+)
+from tests.train.runs import plant
+
+
+def sparse_sums(p, rows, seed):
+    """Orthogonal directions of which each is there (size 1) at its own rate, turned somehow."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.standard_normal((len(p), len(p))))[0]
+    return torch.from_numpy(((rng.random((rows, len(p))) < p) @ turn).astype(np.float32))
+
+
+@pytest.mark.parametrize("p", [np.full(24, 0.05), np.linspace(0.02, 0.1, 24)])
+def test_fourth_moments_of_orthogonal_directions_are_those_of_their_rates(p):
+    variance = p * (1 - p)
+    kappa = variance * (1 - 6 * variance)
+    samples = [sparse_sums(p, 4096, seed) for seed in range(5)]
+    found = [independent_directions(x, spectrum(x)) for x in samples]
+    per_row = variance.sum() ** 2 / kappa.sum()
+    total = kappa.sum() ** 2 / (kappa**2).sum()
+    assert np.mean([f.per_row for f in found]) == pytest.approx(per_row, rel=0.03)
+    assert np.mean([f.total for f in found]) == pytest.approx(total, rel=0.06)
+
+
+def test_the_cumulant_of_pairs_and_triples_is_that_of_the_whole_tensor():
+    x = torch.from_numpy(np.random.default_rng(0).exponential(size=(20_000, 3)) @ np.diag([1.0, 2.0, 3.0]))
+    x -= x.mean(0)
+    fourth = np.einsum("ni,nj,nk,nl->ijkl", *[x.numpy()] * 4, optimize=True) / len(x)
+    second = (x.T @ x / len(x)).numpy()
+    for pairing in ("ij,kl->ijkl", "ik,jl->ijkl", "il,jk->ijkl"):
+        fourth -= np.einsum(pairing, second, second)
+    total = np.einsum("iijj->", fourth) ** 2 / (fourth**2).sum()
+    assert independent_directions(x[:8192], spectrum(x[:8192])).total == pytest.approx(total, rel=0.1)
+
+
+def test_k_and_width_of_planted_rows_though_their_covariances_are_alike():
+    sizes = {l0: suggest_sizes(plant(4096, l0=l0).x) for l0 in (5, 20)}
+    for l0, found in sizes.items():
+        assert found.from_moments
+        assert found.k == pytest.approx(l0, rel=0.2)
+        assert 768 / 2 <= found.d_sae <= 768 * 2
+    assert sizes[5].effective_rank == pytest.approx(sizes[20].effective_rank, rel=0.05)
+    assert suggest_sizes(plant(4096, features=200).x).d_sae <= 448
+
+
+def test_the_components_are_counted_in_a_known_spectrum_about_the_mean():
+    rng = np.random.default_rng(0)
+    columns = rng.standard_normal((500, 4))
+    left = np.linalg.qr(columns - columns.mean(0))[0]
+    variances = spectrum(torch.from_numpy(left * np.sqrt([500 * 50, 500 * 30, 500 * 15, 500 * 5]) + 1000))
+    assert variances.numpy() == pytest.approx([50, 30, 15, 5])
+    assert effective_rank(variances) == pytest.approx(100**2 / (50**2 + 30**2 + 15**2 + 5**2))
+    assert [principal_components(variances, share) for share in (0.49, 0.51, 0.79, 0.81, 0.94, 0.96)] == [
+        1, 2, 2, 3, 3, 4,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("components", "k"), [(1, 1), (2, 2), (3, 4), (9, 16)])
+def test_rows_without_sparse_structure_get_what_their_components_need(components, k):
+    rng = torch.Generator().manual_seed(components)
+    x = torch.randn(4096, components, generator=rng) @ torch.eye(32)[:components]
+    found = suggest_sizes(x)
+    assert found == Sizes(64 * math.ceil(8 * k / 64), k, found.effective_rank, False)
+
+
+def test_full_rank_noise_is_no_sum_of_a_thousand_directions():
+    for seed in range(8):
+        x = torch.randn(2048, 64, generator=torch.Generator().manual_seed(seed))
+        assert not suggest_sizes(x).from_moments
+
+
+def test_units_and_place_of_the_rows_do_not_matter():
+    x = plant(2048, d_in=32, features=64, l0=3).x.double()
+    assert suggest_sizes(1e6 * x - 5e6)[:2] == suggest_sizes(x)[:2]
+
+
+def test_rows_that_do_not_vary_need_one_feature():
+    found = suggest_sizes(torch.ones(100, 4))
+    assert (found.d_sae, found.k) == (64, 1) and math.isnan(found.effective_rank)
+
+
+def test_what_is_far_off_is_not_supported():
+    found = Sizes(128, 8, 3.0, False)
+    assert found.supports(128, 8) and found.supports(255, 5) and found.supports(16, 15)
+    assert not found.supports(256, 8)
+    assert not found.supports(128, 4)
+    assert not found.supports(128, 16)
