@@ -9,8 +9,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from .geometry import ROWS_AT_ONCE
-
 FEATURES_PER_DIRECTION = 1.75
 """Independent directions that fire at unlike rates count for less than one each; fitted, see docs/benchmarks.md."""
 
@@ -25,6 +23,9 @@ SPARSE = 0.25
 
 TOO_FAR = 2
 """Given numbers that are so many times off what a sample supports are worth a word."""
+
+ROWS_AT_ONCE = 128
+"""Rows that are compared with all others at once; the products stay in a CPU's cache."""
 
 MULTIPLE = 64
 """Numbers of features are rounded up to it, so that ranks can share them evenly."""

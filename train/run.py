@@ -173,7 +173,8 @@ def train_saes(
             )
             for run, plan, sae in zip(runs, plans, saes, strict=True)
         ]
-        with kept_memory(), SideBySide(len(trainers), world) as members:
+        largest = max(p.nbytes for sae in saes for p in sae.parameters())
+        with kept_memory(largest), SideBySide(len(trainers), world) as members:
             results = train_together(trainers, members, progress if world.is_main else silent)
             _settle(saes, inputs, plans[0].settle_batches, members, world)
     finally:

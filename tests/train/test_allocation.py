@@ -9,32 +9,38 @@ import sys
 import pytest
 
 CHILD = """
-import resource
+import resource, sys
 import torch
 from train.allocation import kept_memory
 
-def new_pages():
+def new_pages(times):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(5):
-        torch.ones(20 << 20)
+    for _ in range(times):
+        torch.ones(10 << 20)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 def resident():
     lines = open("/proc/self/status").read().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 
-torch.ones(20 << 20)
-usual, held = new_pages(), resident()
-with kept_memory():
-    torch.ones(20 << 20)
-    print(new_pages(), usual)
+new_pages(1)
+usual, held = new_pages(5), resident()
+with kept_memory(int(sys.argv[1])):
+    new_pages(30)
+    print(new_pages(5), usual)
 print(resident() - held)
 """
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the allocator has no such settings")
 def test_memory_is_kept_while_training_and_given_back_at_its_end() -> None:
-    done = subprocess.run([sys.executable, "-c", CHILD], capture_output=True, text=True, check=True)
-    kept, usual, left = (int(number) for number in done.stdout.split())
+    def run(largest: int) -> list[int]:
+        command = [sys.executable, "-c", CHILD, str(largest)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        return [int(number) for number in done.stdout.split()]
+
+    kept, usual, left = run(40 << 20)
     assert kept < usual / 2
-    assert left < 40 << 10, "KiB: half of one such block"
+    assert left < 20 << 10, "KiB: half of one such block"
+    kept, usual, _ = run(1 << 50)
+    assert kept > usual / 2, "blocks beyond the machine go back at once"
