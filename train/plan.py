@@ -137,7 +137,7 @@ class Plan:
 
     @property
     def settle_batches(self) -> int:
-        """Return how many batches hold `SETTLE_ROWS`; never more than there are steps."""
+        """Return how many batches hold `SETTLE_ROWS`, or the rows of a run that is shorter than that."""
         return min(self.steps, math.ceil(SETTLE_ROWS / self.batch_size))
 
 

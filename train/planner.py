@@ -277,7 +277,7 @@ def _host_bytes(job: Job, mesh: Mesh) -> dict[str, float]:
     held = job.split_rows or 0 if job.in_memory else 2 * job.window_rows / mesh.data
     return {
         "loader windows": held * job.row_bytes,
-        "batches ahead": BATCHES_LOADED * _FLOAT * job.plan.batch_size / mesh.data * job.d_in,
+        "batches ahead": BATCHES_LOADED * job.row_bytes * job.plan.batch_size / mesh.data,
         "threads and heap": OVERHEAD,
         "checkpoint copy": _FLOAT * (job.sharded + 2 * job.trained) / mesh.feature,
     }

@@ -173,8 +173,8 @@ def train_saes(
             )
             for run, plan, sae in zip(runs, plans, saes, strict=True)
         ]
-        largest = max(p.nbytes for sae in saes for p in sae.parameters())
-        with kept_memory(largest), SideBySide(len(trainers), world) as members:
+        on_cpu = sum(p.nbytes for sae in saes for p in sae.parameters() if p.device.type == "cpu")
+        with kept_memory(on_cpu), SideBySide(len(trainers), world) as members:
             results = train_together(trainers, members, progress if world.is_main else silent)
             _settle(saes, inputs, plans[0].settle_batches, members, world)
     finally:

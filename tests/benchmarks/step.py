@@ -283,12 +283,12 @@ def main() -> None:
     torch.utils.deterministic.fill_uninitialized_memory = False  # as the command does
     sizes = options.sizes or SIZES[options.device]
     if options.memory:
-        with kept_memory(largest=0):
+        with kept_memory(parameters=0):
             print(json.dumps(peak_memory(sizes[0], options.memory, options.device)))
         return
     about = {"torch": torch.__version__, "threads": torch.get_num_threads(), "cpu": platform.processor()}
     print(json.dumps(about | {"bf16": find_precision("auto", torch.device(options.device)) == "bf16"}))
-    with open_others(options.peers) as others, kept_memory(largest=0):
+    with open_others(options.peers) as others, kept_memory(parameters=0):
         for size in sizes:
             found = measure(size, options.rounds, options.kinds.split(","), options.device, others)
             print(json.dumps(found, indent=1), flush=True)

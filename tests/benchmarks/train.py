@@ -45,7 +45,7 @@ def bare(x: torch.Tensor, sae_config: SAEConfig, config: TrainConfig) -> float:
     optimiser, state = make_adam(sae), TrainState.start(sae.d_sae, world.device)
     batches = x.split(plan.batch_size)
     began = time.perf_counter()
-    with kept_memory(largest=0):
+    with kept_memory(parameters=0):
         for step in range(plan.steps):
             train_step(sae, optimiser, state, Batch(batches[step % len(batches)]), plan=plan, world=world)
     return plan.rows / (time.perf_counter() - began)

@@ -33,14 +33,16 @@ print(resident() - held)
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the allocator has no such settings")
-def test_memory_is_kept_while_training_and_given_back_at_its_end() -> None:
-    def run(largest: int) -> list[int]:
-        command = [sys.executable, "-c", CHILD, str(largest)]
+def test_memory_is_kept_while_training_and_given_back_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def run(parameters: int, ranks: int = 1) -> list[int]:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+        command = [sys.executable, "-c", CHILD, str(parameters)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         return [int(number) for number in done.stdout.split()]
 
     kept, usual, left = run(40 << 20)
     assert kept < usual / 2
     assert left < 20 << 10, "KiB: half of one such block"
-    kept, usual, _ = run(1 << 50)
-    assert kept > usual / 2, "blocks beyond the machine go back at once"
+    for parameters, ranks in ((1 << 50, 1), (40 << 20, 1 << 20)):
+        kept, usual, _ = run(parameters, ranks)
+        assert kept > usual / 2, "beyond what the machine has for a rank, they go back at once"
