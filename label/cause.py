@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 
 _CELLS = 1 << 24
 """Numbers of the stream that one forward pass may hold."""
-_STILL = 1e-5
-"""Change of a logit that single precision makes by itself, where batches are cut differently."""
-
 
 Subtract = Callable[[Tensor], Tensor]
 
@@ -50,7 +47,7 @@ class Effect(NamedTuple):
     """Mean size of the live features nearest in log rate and log activation, each where it fires itself."""
     over_matched: Interval
     used: bool
-    """Both differences have their interval above zero."""
+    """Both differences have their interval above zero, and enough entities' logits move for that to mean something."""
 
 
 class Removed(NamedTuple):
@@ -180,7 +177,7 @@ class Ablation:
     n_entities
         Sampled for each feature, at most.
     least
-        Of them, whose logit a removal has to move before it is judged.
+        Entities on which a verdict rests: sampled for any, and for "used" moved as well.
     """
 
     def __init__(self, stream: Stream, *, n_entities: int, least: int, n_bootstrap: int, seed: int) -> None:
@@ -205,14 +202,18 @@ class Ablation:
             report(i + 1)
 
     def effect(self, feature: int, *, n_random: int, n_matched: int) -> Effect | None:
-        """Judge one feature against its controls; None where its removal moves too few entities' logits for intervals."""
-        if feature not in self.removed:
-            return None
+        """Judge one feature against its controls, or leave it open.
+
+        Returns
+        -------
+        None where fewer than `least` entities were sampled for it, and where it would be used but fewer than that move:
+        intervals of so few lie above zero by chance too often. That speaks against no "not used".
+        """
         members = self._sample(feature)
+        if feature not in self.removed or len(members) < self.least:
+            return None
         change = self.removed[feature].change
         size = np.abs(change)
-        if np.count_nonzero(size > _STILL) < self.least:
-            return None
         z = torch.from_numpy(self.stream.activation(feature))
         rng = torch.Generator().manual_seed(self.seed * 1_000_003 + feature)
         directions = torch.randn(n_random, self.stream.x.shape[1], generator=rng)
@@ -230,6 +231,9 @@ class Ablation:
         )
         over_random = interval(float((size - largest).mean()), (size - largest) @ weights / n)
         over_matched = interval(float(size.mean()) - matched_size, self._draws[feature] - matched_draws)
+        used = over_random.low > 0 and over_matched.low > 0 and bool(matched)
+        if used and np.count_nonzero(size > self._noise(members)) < self.least:
+            return None
         return Effect(
             n_entities=n,
             signed=interval(float(change.mean()), change @ weights / n),
@@ -239,7 +243,7 @@ class Ablation:
             over_random=over_random,
             matched_size=matched_size,
             over_matched=over_matched,
-            used=over_random.low > 0 and over_matched.low > 0 and bool(matched),
+            used=used,
         )
 
     def together(self, features: Sequence[int]) -> tuple[float, float]:
@@ -258,6 +262,15 @@ class Ablation:
     def _change(self, z: Tensor, direction: Tensor, members: np.ndarray) -> np.ndarray:
         after = self.stream.without(lambda index: z[index].unsqueeze(-1) * direction, members)
         return np.asarray(after - self.base[members])
+
+    def _noise(self, members: np.ndarray) -> float:
+        """Return the largest change of a logit when nothing is removed, but batches are cut as for a removal.
+
+        It is at least the last place of the largest logit, for a subtraction rounds where batches agree, too.
+        """
+        again = self.stream.without(lambda index: torch.zeros(()), members)
+        last_place = torch.finfo(next(self.stream.model.parameters()).dtype).eps * np.abs(again).max()
+        return float(max(np.abs(again - self.base[members]).max(), last_place))
 
     def _all_removed(self, everyone: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

@@ -73,7 +73,10 @@ class LabelConfig(Config):
     ablation_entities: int = Field(default=256, ge=30)
     """Entities on whose history each feature is removed, at most."""
     ablation_least: int = Field(default=30, ge=1)
-    """Least number of entities whose logit a removal moves, or `used` is left open: with fewer, chance passes above 5%."""
+    """Least number of entities sampled for a feature, and moved by its removal for it to be used; else `used` is left open.
+
+    In simulations (docs/benchmarks.md) chance passes above 5% with fewer.
+    """
     ablation_pool: int = Field(default=8192, ge=30)
     """Confirm entities whose histories the ablations draw on, at most."""
     n_random: int = Field(default=10, ge=1)

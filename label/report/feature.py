@@ -50,6 +50,10 @@ _SCORECARD = (
     "negative controls stand beside it: a feature that they explain as well has no label."
 )
 
+_NOT_ASSESSED = (
+    "There was no model or no outcome, or removing it moved the logit of too few entities to tell."
+)
+
 
 def _relative(target: str) -> str:
     return PurePosixPath(os.path.relpath(target, "features")).as_posix()
@@ -132,8 +136,7 @@ def _learned(r: Record) -> Markup:
 def _used(r: Record) -> Markup:
     title = {True: "Used", False: "Not used", None: "Used: not assessed"}[r["used"]]
     if r["used"] is None:
-        return _card(title, None, [], "Nothing was removed: no outcome, no model, or too few entities.")
-    raises = r["effect"] < 0
+        return _card(title, None, [], _NOT_ASSESSED)
     items: list[tuple[Child, Child]] = [
         ("Logit without it", f"{signed(r['effect'], 3)} {bracket(r, 'effect', 3)}"),
         ("Mean |change|", f"{fixed(r['effect_size'], 3)} {bracket(r, 'effect_size', 3)}"),
@@ -141,9 +144,9 @@ def _used(r: Record) -> Markup:
         ("Above matched", _difference(r, "over_matched", 3)),
         ("Share of removing all", share(r["effect_share"])),
     ]
-    return _card(
-        title, r["used"], items, f"On average its presence {'raises' if raises else 'lowers'} the PD."
-    )
+    one_way = known(r["effect_low"]) and r["effect_low"] * r["effect_high"] > 0
+    note = f"On average its presence {'raises' if r['effect'] < 0 else 'lowers'} the PD." if one_way else None
+    return _card(title, r["used"], items, note)
 
 
 def _difference(r: Record, name: str, digits: int = 2) -> str:
@@ -227,7 +230,7 @@ def _effect(labels: Labels, r: Record) -> Markup:
         return section(
             "effect",
             title,
-            el("p", {"class": "none"}, "Nothing was removed, or the logit of too few entities moved."),
+            el("p", {"class": "none"}, _NOT_ASSESSED),
         )
     note = (
         "The feature's contribution is subtracted at every position of held-out histories on which it "

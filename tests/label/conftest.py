@@ -15,6 +15,8 @@ from label.tables import FORMAT_VERSION, write_table
 Record = dict[str, Any]
 HOSTILE = "Paid <script>alert(1)</script> & \"late\" 'twice'"
 N_FEATURES, N_LABELLED = 40, 12
+UNMOVED = 9
+"""A feature whose removal changes no logit."""
 COLUMNS = ("bkt", "util", "bal", "lim", "pay", "due", "purch", "inq", "mob", "days_since_payment")
 CONCEPTS: list[tuple[str, str, str, str]] = [
     ("dpd30_now", "Account is 30+ days past due at statement date", "delinquency", "bool"),
@@ -127,11 +129,13 @@ def feature(j: int, rng: np.random.Generator) -> Record:
         "control_skill": 0.01,
         "rivals": ["ever_90_12m"] if j == 1 else [],
     }
+    if j == UNMOVED:
+        size = 0.0
     if j != 7:
         base |= {
             "used": size > 0.1,
-            **spread("effect", -size * 0.7, 0.02),
-            **spread("effect_size", size, 0.02),
+            **spread("effect", -size * 0.7, min(size, 0.02)),
+            **spread("effect_size", size, min(size, 0.02)),
         }
         base |= {
             "effect_share": size / 4,
@@ -377,7 +381,7 @@ def labels_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         extra=[f"raw_{n}" for n in COLUMNS],
     )
     changes = (
-        {"feature": j, "entity": f"client-{i}", "change": float(rng.normal(-0.1, 0.12))}
+        {"feature": j, "entity": f"client-{i}", "change": float(rng.normal(-0.1, 0.12)) * (j != UNMOVED)}
         for j in labelled
         if j != 7
         for i in range(256)

@@ -1,5 +1,6 @@
 """Removing features: the planted cause is found used, a bystander is not, and nothing else is recomputed wrongly."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from activations_cache.harvest import HarvestConfig, harvest
 from activations_cache.hooks import capture, intercept
 from activations_cache.reference.histories import collate
 from activations_cache.sources.panel import PanelSource
-from label.cause import Ablation, Removed, Stream
+from label.cause import Ablation, Stream
 from label.config import LabelConfig
 from sae.architectures.batch_topk import BatchTopKConfig
 from sae.config import parse_config
@@ -99,15 +100,39 @@ def test_all_together_is_the_sum_of_all(case):
     assert ablation.together([])[0] == 0
 
 
-def test_too_few_entities_are_not_judged_nor_are_those_that_do_not_move(case):
-    few, enough = (Ablation(case.stream, n_entities=n, least=30, n_bootstrap=60, seed=0) for n in (29, 30))
-    for ablation in (few, enough):
-        ablation.live([2, 3])
-    assert few.effect(2, n_random=2, n_matched=2) is None
-    assert enough.effect(2, n_random=2, n_matched=2) is not None
-    entity, change = enough.removed[2]
-    enough.removed[2] = Removed(entity, np.where(np.arange(30) == 7, 1e-7, change))
-    assert enough.effect(2, n_random=2, n_matched=2) is None
+def firing_strongly_on(stream, n):
+    """The stream with feature 0, which the head reads, firing far stronger where n entities are judged, else next to not."""
+    value, mine = stream.value.copy(), slice(stream.starts[0], stream.starts[1])
+    read = np.intersect1d(stream.row[mine], stream.offsets[1:] - 1)
+    value[mine] *= np.where(np.isin(stream.row[mine], read[:n]), 10, 1e-12)
+    return replace(stream, value=value)
+
+
+def judge(stream, *, n_entities=1000, least, noise=0.0):
+    """Feature 0's effect; with noise, as if batches that are cut differently gave logits that differ by as much."""
+    ablation = Ablation(stream, n_entities=n_entities, least=least, n_bootstrap=200, seed=0)
+    ablation.base += noise * (-1) ** np.arange(len(ablation.base))
+    ablation.live([j for j in range(12) if len(stream.fired(j))])
+    return ablation.effect(0, n_random=5, n_matched=5)
+
+
+def test_a_feature_sampled_on_too_few_entities_is_left_open(case):
+    assert judge(case.stream, n_entities=29, least=30) is None
+    assert judge(firing_strongly_on(case.stream, 0), n_entities=30, least=30) is not None
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-4])
+def test_a_feature_that_would_be_used_but_moves_too_few_entities_is_left_open(case, noise):
+    stream = firing_strongly_on(case.stream, 8)
+    assert len(stream.fired(0)) > 30
+    assert judge(stream, least=8, noise=noise).used
+    assert judge(stream, least=9, noise=noise) is None
+
+
+def test_a_feature_that_moves_no_entity_of_many_is_not_used(case):
+    effect = judge(firing_strongly_on(case.stream, 0), least=30)
+    assert effect is not None
+    assert not effect.used
 
 
 def test_more_entities_than_are_sampled_cannot_be_asked_for():

@@ -190,8 +190,9 @@ def test_a_feature_page_holds_its_evidence(pages: dict[str, Page], labels_folder
         assert f"fires above {short(f['threshold'])}" in text
         if f["used"] is not None:
             assert f"{signed(f['effect'], 3)} {bracket(f, 'effect', 3)}" in text
+            assert ("On average its presence" in text) == (f["effect_low"] * f["effect_high"] > 0)
         else:
-            assert "Nothing was removed, or the logit of too few entities moved." in text
+            assert text.count("removing it moved the logit of too few entities to tell") == 2
         mine = [a for a in associations if a["feature"] == f["feature"]]
         assert sum("discovery" in cell for row in page.rows for cell in row[2:3]) == len(mine)
         for band in ("top", "middle", "low", "near_miss", "false_alarm"):
