@@ -25,7 +25,7 @@ from train.fidelity import EvaluateConfig
 from train.imported import ImportConfig
 from train.plan import TrainConfig
 from train.sizes import ANY_SIZE, AutoSAEConfig
-from train.sweep import Member, Sweep, make_members
+from train.sweep import Member, Sweep, drop_same, make_members
 
 __all__ = ["RunConfig"]
 
@@ -142,6 +142,8 @@ class RunConfig(Config):
     def sized(self, d_sae: int, k: int) -> RunConfig:
         """Return the configuration with these numbers in the place of `auto` in section sae.
 
+        Members of a sweep that come to the same with them are there once, or not at all where that is section sae.
+
         Raises
         ------
         ConfigError
@@ -149,7 +151,10 @@ class RunConfig(Config):
         """
         if not isinstance(self.sae, AutoSAEConfig):
             return self
-        sized = self.model_copy(update={"sae": self.sae.sized(d_sae, k)})
+        sae, sweep = self.sae.sized(d_sae, k), self.sweep
+        if sweep is not None and self.train is not None:
+            sweep = drop_same(sae, self.train, self.seed, sweep)
+        sized = self.model_copy(update={"sae": sae, "sweep": sweep})
         _ = sized.members
         return sized
 

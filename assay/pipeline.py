@@ -117,7 +117,7 @@ STAGES = (
     ),
     Stage(
         "size",
-        1,
+        2,
         lambda c: c.train is not None and isinstance(c.sae, AutoSAEConfig),
         _sizing,
         ("harvest",),

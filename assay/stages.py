@@ -85,8 +85,8 @@ class Stage:
     together
         Every process takes part; the other stages are the first one's alone.
     settles
-        Returns the configuration with what its output says of it; None where it says nothing. The stages after it
-        depend on those settings, and not on how they were found.
+        Returns the configuration with what its output says of it; the attribute is None where that is nothing. The
+        stages after it depend on those settings, and not on how they were found.
     """
 
     name: str
@@ -133,6 +133,8 @@ class Runner:
             for stage in self.stages:
                 if stage.name in wanted:
                     self._one(stage)
+                    self._settle(stage)
+                elif stage.settles is not None and self._is_fresh(stage, fingerprint(self.inputs(stage))):
                     self._settle(stage)
 
     def _join(self, wanted: set[str]) -> None:
@@ -184,7 +186,7 @@ class Runner:
         console, record = self.context.console, self.record.stage(stage.name)
         inputs = self.inputs(stage)
         mark = fingerprint(inputs)
-        if record.get("fingerprint") == mark and self._is_there(stage, record):
+        if self._is_fresh(stage, mark):
             console.skipped(stage.name, record.get("seconds", 0.0))
             if stage.together:
                 self.ranks.say(stage.name, "is fresh")
@@ -214,9 +216,10 @@ class Runner:
         self.record.write()
         console.finished(stage.name, seconds, output)
 
-    def _is_there(self, stage: Stage, record: dict[str, Any]) -> bool:
+    def _is_fresh(self, stage: Stage, mark: str) -> bool:
+        record = self.record.stage(stage.name)
         known = record.get("output")
-        if known is None or not (self.context.folder / known).exists():
+        if record.get("fingerprint") != mark or known is None or not (self.context.folder / known).exists():
             return False
         return all(path.exists() for path in stage.beside(self.context))
 

@@ -21,10 +21,13 @@ HELD = 0.9
 SPARSE = 0.25
 """Most active directions of a row, as a share of all and of d_in, at which fourth moments are believed."""
 
+CLOUD = 0.5
+"""Most directions, as a share of those that rows of one shape and varying norms pretend to, at which they are believed."""
+
 TOO_FAR = 2
 """Given numbers that are so many times off what a sample supports are worth a word."""
 
-ROWS_AT_ONCE = 128
+COMPARED_AT_ONCE = 128
 """Rows that are compared with all others at once; the products stay in a CPU's cache."""
 
 MULTIPLE = 64
@@ -62,32 +65,40 @@ class Directions(NamedTuple):
     per_row
         Active ones of a row; negative where the norms vary less than those of Gaussian rows.
     total
-        How many there are, as a participation ratio.
+        How many there are, as a participation ratio; infinite where noise leaves nothing to tell them by.
+    cloud
+        What `total` is where there are none, and rows of one Gaussian shape merely vary in norm.
     """
 
     per_row: float
     total: float
+    cloud: float
 
 
 def suggest_sizes(x: Float[Tensor, "rows d_in"]) -> Sizes:
     """Return the d_sae and k that a few thousand rows support.
 
     If the rows' fourth moments are those of sparse sums of independent directions (see `independent_directions`:
-    1 <= per_row <= min(total, d_in) / 4), k = per_row and d_sae = 1.75 total. A covariance could not tell: sums of 5
-    or of 20 of 768 directions have the same. Otherwise k is the number of principal components that hold 90% of the
-    variance, rounded up to a power of two, at most d_in / 2, and d_sae = 8 k. d_sae is a multiple of 64. They are the
-    least that reconstructs about as well as more does, and say nothing about what features mean; docs/benchmarks.md
-    says how they fare.
+    1 <= per_row <= min(total, d_in) / 4 and total < cloud / 2), k = per_row and d_sae = 1.75 total. A covariance could
+    not tell: sums of 5 or of 20 of 768 directions have the same. Otherwise k is the number of principal components that
+    hold 90% of the variance, rounded up to a power of two, at most d_in / 2, and d_sae = 8 k. d_sae is a multiple of 64.
+    They are the least that reconstructs about as well as more does, and say nothing about what features mean;
+    docs/benchmarks.md says how they fare.
     """
     variances = spectrum(x)
-    found = independent_directions(x, variances)
-    believed = 1 <= found.per_row <= SPARSE * min(found.total, x.shape[1])
+    per_row, total, cloud = independent_directions(x, variances)
+    believed = 1 <= per_row <= SPARSE * min(total, x.shape[1]) and total < CLOUD * cloud
     if believed:
-        k, features = round(found.per_row), FEATURES_PER_DIRECTION * found.total
+        k, features = round(per_row), math.ceil(FEATURES_PER_DIRECTION * total)
     else:
         k = min(1 << (principal_components(variances, HELD) - 1).bit_length(), max(1, x.shape[1] // 2))
         features = FEATURES_PER_COMPONENT * k
-    return Sizes(MULTIPLE * math.ceil(features / MULTIPLE), k, effective_rank(variances), believed)
+    return Sizes(round_up(features), k, effective_rank(variances), believed)
+
+
+def round_up(features: int) -> int:
+    """Return the next multiple of 64."""
+    return MULTIPLE * -(-features // MULTIPLE)
 
 
 def spectrum(x: Float[Tensor, "rows d_in"]) -> Float64[Tensor, " d_in"]:
@@ -119,33 +130,62 @@ def independent_directions(x: Float[Tensor, "rows d_in"], variances: Float64[Ten
         per_row = (tr Σ)² / Σ_i κ_i        total = (Σ_i κ_i)² / ‖C‖²
 
     A c_i that is a rarely and 0 otherwise has variance p a² and κ_i about p a⁴, so per_row = Σ_i p_i; sizes that vary
-    make it smaller by E[a²]² / E[a⁴], commoner ones larger. `total` saturates at d_in (d_in + 2) / 3. Time grows with the
-    square of the rows.
+    make it smaller by E[a²]² / E[a⁴], commoner ones larger. Time grows with the square of the rows.
+
+    Rows x - μ = s z whose norms vary, z Gaussian and s independent of it, have C = Var(s²) (Σ_ij Σ_kl + Σ_ik Σ_jl +
+    Σ_il Σ_jk) if E s² = 1, but no directions. With tr Σ = 1, p = tr Σ² and q = tr Σ⁴, Σ_ij C_iijj = Var(s²) (1 + 2p) and
+    ‖C‖² = Var(s²)² (3p² + 6q), whatever the s, so that
+
+        cloud = (1 + 2p)² / (3p² + 6q)
+
+    which is d_in (d_in + 2) / 3 at most. Sums of directions come near it only where these are too many to tell apart.
 
     ‖C‖² = E (x·y)⁴ - 6 E (x·y)² (x·z)² + 3 (E (x·y)²)² + 6 tr Σ⁴ for independent centred rows x, y, z; E goes over
-    pairs and triples of different rows, since a row with itself would add far more than ‖C‖². Both follow from what
-    cumulants of sums of independent variables are (McCullagh 1987, Tensor Methods in Statistics, section 2.4); a
-    participation ratio of them as a count of directions is ours.
+    pairs and triples of different rows, since a row with itself would add far more than ‖C‖². So are tr Σ² and tr Σ⁴ taken
+    from different rows: the spectrum of a sample is wider than that of Σ. Both follow from what cumulants of sums of
+    independent variables are (McCullagh 1987, Tensor Methods in Statistics, section 2.4); a participation ratio of them
+    as a count of directions is ours.
     """
-    x, n = x - x.mean(0, dtype=torch.float64), len(x)
+    n = len(x)
+    if n <= 3:
+        return Directions(math.inf, math.inf, math.inf)
+    x = x - x.mean(0, dtype=torch.float64)
     scale = variances.sum().clamp(min=torch.finfo(torch.float64).tiny)
     variances = variances / scale
     norms = x.square().sum(1) / scale
-    excess = float(norms.var() - 2 * variances.square().sum())
-    x = (x / scale.sqrt()).float()
+    x = x / scale.sqrt()
+    cycles = _sum_over_cycles(x)
+    x = x.float()
     pairs = triples = fourth = 0.0
-    for start in range(0, n, ROWS_AT_ONCE):
-        squares = (x[start : start + ROWS_AT_ONCE] @ x.T).square()
+    for start in range(0, n, COMPARED_AT_ONCE):
+        squares = (x[start : start + COMPARED_AT_ONCE] @ x.T).square()
         squares.diagonal(start).zero_()
         sums = squares.sum(1, dtype=torch.float64)
         own = squares.square().sum(1, dtype=torch.float64)
         pairs += float(sums.sum())
         fourth += float(own.sum())
         triples += float((sums.square() - own).sum())
+        cycles -= float((2 * sums.square() - own).sum())
     pairs, fourth = pairs / (n * (n - 1)), fourth / (n * (n - 1))
     triples /= n * (n - 1) * (n - 2)
-    squared = fourth - 6 * triples + 3 * pairs**2 + 6 * float(variances.pow(4).sum())
-    # noise may leave nothing of ‖C‖²: more directions than can be told apart
-    most = x.shape[1] * (x.shape[1] + 2) / 3
-    total = min(most, excess**2 / squared) if squared > 0 else most
-    return Directions(1 / excess if excess else math.inf, total)
+    q = cycles / (n * (n - 1) * (n - 2) * (n - 3))
+    squared = fourth - 6 * triples + 3 * pairs**2 + 6 * q
+    excess = float(norms.var()) - 2 * pairs
+    return Directions(
+        1 / excess if excess else math.inf,
+        excess**2 / squared if squared > 0 else math.inf,
+        (1 + 2 * pairs) ** 2 / (3 * pairs**2 + 6 * max(q, 0.0)) if pairs else math.inf,
+    )
+
+
+def _sum_over_cycles(x: Float64[Tensor, "rows d_in"]) -> float:
+    """Return Σ (x_i · x_j) (x_j · x_k) (x_k · x_l) (x_l · x_i) over rows of which neighbours differ.
+
+    It is tr (X Xᵀ - N)⁴ with the squared norms N on the diagonal, in products of the size of Σ.
+    """
+    norms = x.square().sum(1)
+    gram = x.T @ x
+    images, weighed = x @ gram, (x.T * norms) @ x
+    total = (gram @ gram).square().sum() + 2 * weighed.square().sum() - 3 * norms.pow(4).sum()
+    total += 4 * (norms.square() * (images * x).sum(1)).sum() - 4 * (norms * images.square().sum(1)).sum()
+    return float(total)

@@ -37,6 +37,10 @@ class LoadsBatches(Protocol):
 
     wait_seconds: float
 
+    @property
+    def rows_per_epoch(self) -> int:
+        """Rows before any is served again."""
+
     def next_batch(self) -> LoadedRows:
         """Return the next batch, without end."""
 

@@ -79,6 +79,31 @@ def make_members(
     return tuple(replace(m, train=m.train.model_copy(update=shared)) for m in members)
 
 
+def drop_same(sae: SAEConfig, train: TrainConfig, seed: int, sweep: Sweep) -> Sweep | None:
+    """Return the overrides that make other dictionaries than that of section sae, each once; None where none does.
+
+    For numbers that were `auto`: nobody could know that a member would come to the same.
+
+    Raises
+    ------
+    ConfigError
+        As `make_members`.
+    """
+    base = Member(_name(sae, seed, {}), sae, train, seed)
+    members: dict[str, dict[str, Any]] = {}
+    problems = []
+    for number, overrides in enumerate(_listed(sweep)):
+        try:
+            member = _override(base, overrides, where=f"sweep, member {number + 1}")
+            members.setdefault(member.name, overrides)
+        except ConfigError as error:
+            problems.append(str(error))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    members.pop(base.name, None)
+    return list(members.values()) or None
+
+
 def _listed(sweep: Sweep) -> list[dict[str, Any]]:
     """Return the overrides of each member; of a grid, the last key varies fastest."""
     if isinstance(sweep, list):

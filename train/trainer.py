@@ -234,7 +234,9 @@ def _start_or_resume(trainers: Sequence[Trainer], members: SideBySide, progress:
     place, rank = f", continuing at step {lead.state.step:,}", ""
     if found is None:
         sample = lead.inputs.sample(SAMPLE_ROWS, lead.world)
-        place, rank = "", _about(sample[:SAMPLE_ROWS], lead.sae.config)
+        place = ""
+        if lead.world.is_main and progress is not silent:
+            rank = _about(sample[: min(SAMPLE_ROWS, lead.inputs.loader.rows_per_epoch)], lead.sae.config)
         members.each(lambda trainer: trainer.sae.start_at(sample), trainers)
     batch = lead.inputs.peek()
     together = sum(members.each(lambda trainer: trainer.probe(batch), trainers)) / members.workers
@@ -250,7 +252,7 @@ def _start_or_resume(trainers: Sequence[Trainer], members: SideBySide, progress:
 def _about(sample: Float[Tensor, "rows d_in"], config: SAEConfig) -> str:
     """Say how few dimensions the rows fill, and which numbers they support where those given are far off."""
     if not torch.isfinite(sample).all():
-        # the first step says which rows these are
+        # never of a store, whose moments refuse such rows; the first step says which rows these are
         return ""
     found = suggest_sizes(sample)
     text = f"; effective rank of the rows {found.effective_rank:.1f} of {sample.shape[1]}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from assay.config import RunConfig
 from assay.stages import Context
+from sae.errors import UserError
 from train.sizes import measure_sizes
 
 FORMAT_VERSION = 1
@@ -23,10 +24,31 @@ def make_sizes(context: Context, out: Path) -> None:
         f"effective rank of the rows {found.effective_rank:.1f}; by their {how} they support "
         f"d_sae {found.d_sae:,} and k {found.k}"
     )
+    if config.sweep is not None and config.sized(found.d_sae, found.k).sweep is None:
+        context.console.note("the sweep asks for no other dictionary than this one")
     out.write_text(json.dumps({"format_version": FORMAT_VERSION, **found._asdict()}, indent=1))
 
 
 def settle_sizes(config: RunConfig, file: Path) -> RunConfig:
-    """Return the configuration with what was found in the place of `auto`."""
-    found = json.loads(file.read_text())
-    return config.sized(found["d_sae"], found["k"])
+    """Return the configuration with what was found in the place of `auto`.
+
+    Raises
+    ------
+    UserError
+        The file is damaged, or of another version.
+    ConfigError
+        Other settings do not go with the numbers.
+    """
+    try:
+        found = json.loads(file.read_text())
+        version, d_sae, k = found["format_version"], int(found["d_sae"]), int(found["k"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{file} is damaged", got=repr(error), do="remove it; it is made anew") from error
+    if version != FORMAT_VERSION:
+        raise UserError(
+            f"{file} was written by another version",
+            got=str(version),
+            expected=str(FORMAT_VERSION),
+            do="remove it; it is made anew",
+        )
+    return config.sized(d_sae, k)

@@ -14,12 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from activations_cache.loader import LoaderConfig
 from assay.config import RunConfig
 from sae.config import load_config
 from sae.errors import ConfigError
+from sae.sizing import suggest_sizes
 from tests.assay.test_run import assay
 from tests.distributed.pool import free_port
 from tests.train.runs import plant
+from tests.train.test_train_sae import HOOK, write
+from train.sizes import measure_sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = """
@@ -118,7 +122,8 @@ def test_an_interrupted_training_continues_with_the_same_numbers(sized, command,
 
 @pytest.mark.xdist_group("sizes")
 @pytest.mark.dist
-def test_all_ranks_have_the_same_numbers(sized, tmp_path):
+@pytest.mark.parametrize("axis", ["feature", "data"])
+def test_all_ranks_have_the_same_numbers(axis, sized, tmp_path):
     folder, _ = sized
     # the same store: two processes would harvest another order of rows
     shutil.copytree(folder / "run", tmp_path / "run")
@@ -127,12 +132,79 @@ def test_all_ranks_have_the_same_numbers(sized, tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
     command += ["--master-addr", "127.0.0.1", "--master-port", str(free_port()), "--no-python"]
     command += [sys.executable, "-c", "from assay.cli import main; main()", "run"]
-    command += [str(folder / "config.yaml"), f"out={tmp_path / 'run'}", "train.mesh.feature=2"]
+    command += [str(folder / "config.yaml"), f"out={tmp_path / 'run'}", f"train.mesh.{axis}=2"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
     sizes = [json.loads((run / "size.json").read_text()) for run in (folder / "run", tmp_path / "run")]
     assert sizes[0] == sizes[1]
     assert (tmp_path / "run" / "sae" / NAME).is_dir()
+
+
+@pytest.mark.xdist_group("sizes")
+def test_the_run_can_be_looked_at_and_handed_on(sized, command, tmp_path):
+    folder, _ = sized
+    code, shown, error = command("inspect", folder / "run", "--verify", cwd=tmp_path)
+    assert code == 0 and "size" in shown, error
+    out = tmp_path / "exported"
+    code, _, error = command("export", folder / "run", "--format", "saelens", "--out", out, cwd=tmp_path)
+    assert code == 0 and list(out.rglob("*.safetensors")), error
+
+
+@pytest.mark.xdist_group("sizes")
+def test_the_record_keeps_the_numbers_while_they_are_fresh(sized, command, tmp_path):
+    folder, _ = sized
+    shutil.copytree(folder / "run", tmp_path / "run")
+    place = (folder / "config.yaml", f"out={tmp_path / 'run'}")
+    for more, numbers in (("train.rows=6400", (128, 3)), ("seed=1", ("auto", "auto"))):
+        code, _, error = command("harvest", *place, more, cwd=tmp_path)
+        assert code == 0, error
+        sae = json.loads((tmp_path / "run" / "run.json").read_text())["config"]["sae"]
+        assert (sae["d_sae"], sae["k"]) == numbers
+
+
+@pytest.mark.xdist_group("sizes")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is damaged"),
+        ("[]", "is damaged"),
+        ('{"format_version": 1, "k": 3}', "is damaged"),
+        ('{"format_version": 2, "d_sae": 128, "k": 3}', "another version"),
+    ],
+)
+def test_a_damaged_file_is_one_clear_error(text, message, sized, command, tmp_path):
+    folder, _ = sized
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run" / "size.json").write_text(text)
+    again = ("run", folder / "config.yaml", f"out={tmp_path / 'run'}")
+    code, _, error = command(*again, cwd=tmp_path)
+    assert code == 2 and message in error and "remove it" in error
+    (tmp_path / "run" / "size.json").unlink()
+    assert command(*again, cwd=tmp_path)[0] == 0
+
+
+@pytest.mark.xdist_group("sizes")
+def test_a_sweep_that_comes_to_the_dictionary_alone_trains_that(sized, command, tmp_path):
+    folder, _ = sized
+    shutil.copytree(folder / "run", tmp_path / "run")
+    (tmp_path / "run" / "size.json").unlink()
+    swept = ("train", folder / "config.yaml", f"out={tmp_path / 'run'}", "evaluate={}", "sweep={sae.k: [3]}")
+    code, said, error = command(*swept, cwd=tmp_path)
+    assert code == 0, error
+    assert "the sweep asks for no other dictionary" in said
+    assert weights(tmp_path / "run") == weights(folder / "run")
+
+
+@pytest.mark.parametrize("rows", [2, 700, 4000])
+def test_no_row_of_a_small_split_counts_twice(rows, tmp_path):
+    x = plant(rows, d_in=16, features=24, l0=2).x
+    fit = x[np.arange(rows) // 10 % 5 < 3]
+    store = write(tmp_path / "activations.zarr", x.numpy())
+    for window in (0, 256):
+        found = measure_sizes(store, HOOK, seed=0, settings=LoaderConfig(window_rows=window))
+        expected = suggest_sizes(fit)
+        assert found._replace(effective_rank=0) == expected._replace(effective_rank=0)
+        assert found.effective_rank == pytest.approx(expected.effective_rank)
 
 
 @pytest.mark.xdist_group("sizes")
@@ -150,7 +222,10 @@ def test_the_planner_looks_at_the_store_or_says_that_it_has_to(sized, command, t
     ("sae", "settled"),
     [
         ("{d_sae: auto, k: 5}", (64, 5)),
-        ("{d_sae: auto, k: 100}", (100, 100)),
+        ("{d_sae: auto, k: 9}", (128, 9)),
+        ("{d_sae: auto, k: 100}", (832, 100)),
+        ("{kind: matryoshka, d_sae: 128, k: auto, prefixes: [32, 128]}", (128, 7)),
+        ("{kind: hierarchical_topk, d_sae: auto, k: 4, budgets: [2, 4]}", (64, 4)),
         ("{d_sae: 1024, k: auto}", (1024, 7)),
         ("{d_sae: 4, k: auto}", (4, 4)),
         ("{kind: matryoshka, d_sae: auto, k: auto, aux_alpha: 0.25}", (64, 7)),
@@ -160,7 +235,7 @@ def test_either_number_may_be_left_open(sae, settled, tmp_path):
     config = load_config(RunConfig, write_config(tmp_path), [f"sae={sae}"])
     sized = config.sized(64, 7)
     assert (sized.members[0].sae.d_sae, sized.members[0].sae.k) == settled
-    assert "kind: matryoshka" not in sae or sized.members[0].sae.aux_alpha == 0.25
+    assert "aux_alpha" not in sae or sized.members[0].sae.aux_alpha == 0.25
 
 
 def test_a_sweep_starts_from_the_settled_numbers(tmp_path):
@@ -172,9 +247,29 @@ def test_a_sweep_starts_from_the_settled_numbers(tmp_path):
         load_config(RunConfig, write_config(tmp_path), ["evaluate={}", "sweep={sae.k: [65]}"]).sized(64, 7)
 
 
+def test_members_that_come_to_the_same_are_there_once(tmp_path):
+    def names(sweep: str) -> list[str]:
+        config = load_config(RunConfig, write_config(tmp_path), ["evaluate={}", f"sweep={sweep}"])
+        return [member.name for member in config.sized(64, 7).members]
+
+    assert names("{sae.k: [7]}") == ["topk-64-7-0"]
+    assert names("[{sae.k: 2}, {sae.d_sae: 64, sae.k: 2}]") == ["topk-64-7-0", "topk-64-2-0"]
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("sae={d_sae: auto, k: 0}", "1 problem(s) sae.k: Input should be greater than 0"),
+        ("sae={d_sae: none, k: auto}", "1 problem(s) sae.d_sae: Input should be a valid integer"),
+        ("sae={d_sae: auto}", "1 problem(s) sae.k: missing"),
+        (
+            "sae={kind: hierarchical_topk, d_sae: 64, k: auto, budgets: [1, 4]}",
+            "budgets end at k: give k a number, or leave budgets at auto",
+        ),
+        (
+            "sae={kind: matryoshka, d_sae: auto, k: 4, prefixes: [32, 64]}",
+            "prefixes end at d_sae: give d_sae a number, or leave prefixes at auto",
+        ),
         ("sae.aux_alfa=1", "aux_alfa: unknown key; did you mean 'aux_alpha'?"),
         ("sae.k=0", "Input should be greater than 0"),
         ("sae.kind=topq", "unknown kind 'topq'"),

@@ -1,6 +1,6 @@
 """What `sae.d_sae: auto` and `sae.k: auto` take, next to what is known or what a sweep finds.
 
-    python -m tests.benchmarks.sizes planted [--train] | stores STORE ...
+    python -m tests.benchmarks.sizes planted [--train] | clouds | stores STORE ...
 
 Settled before the sweeps were run, with older figures of UCI and the quickstart known: where the truth is planted, k is the
 mean number of active directions and d_sae the number of directions. On other rows k is the smallest of 2, 4, 8, 16, 32 at
@@ -13,6 +13,7 @@ automatic.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from pathlib import Path
 
@@ -55,6 +56,7 @@ def suggested(x: torch.Tensor) -> dict[str, object]:
         "components_90_95": [principal_components(variances, share) for share in (0.9, 0.95)],
         "per_row": round(directions.per_row, 2),
         "directions": round(directions.total, 1),
+        "of_cloud": round(directions.total / directions.cloud, 2),
     }
 
 
@@ -77,6 +79,20 @@ def recovered(data: Planted, d_sae: int, k: int) -> float:
     dictionary = train(config, TrainConfig(rows=2 * ROWS), data.next)[0]
     best = (dictionary.W_dec.detach() @ data.directions.T).max(0).values
     return round(float((best > 0.9).float().mean()), 3)
+
+
+def clouds() -> None:
+    """Say how often rows of one Gaussian shape and varying norms are taken for sparse sums."""
+    for d_in, decay, spread in itertools.product((32, 128), (0, 1), (0.1, 0.15, 0.2, 0.3)):
+        scales = torch.arange(1, d_in + 1) ** (-decay / 2)
+        found = []
+        for seed in range(15):
+            rng = torch.Generator().manual_seed(seed)
+            norms = 1 + spread * torch.randn(SAMPLE_ROWS, 1, generator=rng)
+            found.append(suggested(norms * torch.randn(SAMPLE_ROWS, d_in, generator=rng) * scales))
+        record = {"d_in": d_in, "decay": decay, "spread": spread}
+        record["of_cloud"] = sorted(f["of_cloud"] for f in found)
+        print(json.dumps({**record, "from_moments": sum(f["from_moments"] for f in found)}), flush=True)
 
 
 class Rows:
@@ -144,10 +160,13 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, dest="command")
     known = commands.add_parser("planted")
     known.add_argument("--train", action="store_true")
+    commands.add_parser("clouds")
     commands.add_parser("stores").add_argument("paths", nargs="+", type=Path, metavar="STORE")
     given = parser.parse_args()
     if given.command == "planted":
         planted(trained=given.train)
+    elif given.command == "clouds":
+        clouds()
     else:
         stores(given.paths)
 

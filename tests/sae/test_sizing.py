@@ -6,6 +6,7 @@ import torch
 
 from sae.sizing import (
     Sizes,
+    _sum_over_cycles,
     effective_rank,
     independent_directions,
     principal_components,
@@ -81,9 +82,49 @@ def test_full_rank_noise_is_no_sum_of_a_thousand_directions():
         assert not suggest_sizes(x).from_moments
 
 
+@pytest.mark.parametrize("d_in", [32, 128])
+@pytest.mark.parametrize("spread", [0.2, 0.3])
+@pytest.mark.parametrize("decay", [0, 1])
+def test_rows_of_one_shape_whose_norms_vary_are_no_sums_of_directions(d_in, spread, decay):
+    rng = np.random.default_rng(d_in)
+    x = rng.standard_normal((4096, d_in)) * np.arange(1, d_in + 1) ** (-decay / 2)
+    x = torch.from_numpy(x * (1 + spread * rng.standard_normal((4096, 1))))
+    found = independent_directions(x, spectrum(x))
+    assert 1 <= found.per_row <= d_in / 4, "the other conditions refuse these"
+    assert 0.6 < found.total / found.cloud < 2
+    assert not suggest_sizes(x).from_moments
+
+
+def test_the_count_that_a_cloud_pretends_to_is_that_of_its_whole_cumulant():
+    shape = np.diag([1.0, 2.0, 5.0]) / 8
+    fourth = sum(np.einsum(p, shape, shape) for p in ("ij,kl->ijkl", "ik,jl->ijkl", "il,jk->ijkl"))
+    rows = np.random.default_rng(0).standard_normal((4096, 3)) @ np.sqrt(shape)
+    x = torch.from_numpy(rows)
+    total = np.einsum("iikk->", fourth) ** 2 / (fourth**2).sum()
+    assert independent_directions(x, spectrum(x)).cloud == pytest.approx(total, rel=0.03)
+
+
+def test_where_noise_leaves_nothing_of_the_cumulant_there_is_no_count_of_directions():
+    x = torch.randn(256, 64, generator=torch.Generator().manual_seed(1))
+    assert math.isinf(independent_directions(x, spectrum(x)).total)
+
+
 def test_units_and_place_of_the_rows_do_not_matter():
     x = plant(2048, d_in=32, features=64, l0=3).x.double()
     assert suggest_sizes(1e6 * x - 5e6)[:2] == suggest_sizes(x)[:2]
+
+
+def test_the_cycles_are_those_of_a_sum_over_four_rows():
+    x = np.random.default_rng(0).standard_normal((7, 3))
+    gram = x @ x.T
+    np.fill_diagonal(gram, 0)
+    assert _sum_over_cycles(torch.from_numpy(x)) == pytest.approx(np.trace(np.linalg.matrix_power(gram, 4)))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+def test_a_few_rows_get_numbers_all_the_same(rows):
+    found = suggest_sizes(torch.randn(rows, 8, generator=torch.Generator().manual_seed(0)))
+    assert (found.d_sae, found.from_moments) == (64, False) and 1 <= found.k <= 4
 
 
 def test_rows_that_do_not_vary_need_one_feature():

@@ -62,6 +62,10 @@ class MemoryLoader:
         self.batch, self.wait_seconds = 0, 0.0
         self._epoch, self._order = -1, torch.empty(0)
 
+    @property
+    def rows_per_epoch(self) -> int:
+        return len(self.x) // self.run_length * self.run_length // self.batch_size * self.batch_size
+
     def next_batch(self) -> Rows:
         runs = len(self.x) // self.run_length
         per_epoch = runs * self.run_length // self.batch_size

@@ -12,13 +12,14 @@ import torch
 from sae.codes import from_dense
 from sae.errors import CheckpointError
 from sae.metrics import match
+from sae.sizing import suggest_sizes
 from sae.world import World
 from train.checkpoint import complete
 from train.inputs import Inputs
 from train.plan import TrainConfig
 from train.run import choose_hook
 from train.state import TrainState
-from train.trainer import TrainingError
+from train.trainer import SAMPLE_ROWS, TrainingError
 
 SAE = {"kind": "batch_topk", "d_sae": 40, "k": 3, "k_aux": 4}
 RUN = {"batch_size": 32, "rows": 32 * 60, "dead_after_rows": 200, "checkpoint_every": 25, "log_every": 10}
@@ -205,6 +206,21 @@ def test_dead_features_and_slow_data_are_reported(small, trainer, tmp_path):
     assert result.waited > 0.1
     assert len(result.advice) == 2
     assert "sae.d_sae" in result.advice[0]
+
+
+def test_rows_of_a_small_split_do_not_count_twice_for_what_they_support(
+    small, trainer, tmp_path, monkeypatch
+):
+    seen = []
+    monkeypatch.setattr("train.trainer.suggest_sizes", lambda x: seen.append(x) or suggest_sizes(x))
+    # no two rows alike: some of those planted have no direction at all
+    planted = small._replace(x=small.x + 0.01 * torch.randn(small.x.shape))
+    run = trainer(planted, tmp_path, sae=SAE, **RUN)
+    run.fit(lambda *_: None)
+    (sample,) = seen
+    assert len(sample) == run.inputs.loader.rows_per_epoch == len(sample.unique(dim=0)) < SAMPLE_ROWS
+    trainer(small, tmp_path / "unseen", sae=SAE, **RUN).fit()
+    assert len(seen) == 1, "nobody hears it"
 
 
 def test_the_estimate_comes_before_the_first_step(small, trainer, tmp_path):
