@@ -138,6 +138,7 @@ class ShuffledLoader:
         self._rank = world.rank // world.axes["feature"]
         self._coordinates = coordinates or run_length > 1
         _check(store, self.hooks, split, run_length)
+        self._specs = store.description.arrays()
         if run_length > 1 and self.settings.entity_rows:
             raise ConfigError("entity_rows leaves rows out, so runs of rows cannot be kept", do="choose one")
         threads = self.settings.threads or store.path.threads
@@ -254,10 +255,8 @@ class ShuffledLoader:
         }
 
     def _window_rows(self) -> int:
-        specs = self.store.description.arrays()
-        return self.settings.window_rows or max(
-            1, _WINDOW_BYTES // sum(specs[h].row_bytes for h in self.hooks)
-        )
+        row_bytes = sum(self._specs[hook].row_bytes for hook in self.hooks)
+        return self.settings.window_rows or max(1, _WINDOW_BYTES // row_bytes)
 
     def _freeze(self, blocks: dict[int, int]) -> None:
         """Fix which rows there are, and with them the order."""
@@ -309,7 +308,7 @@ class ShuffledLoader:
 
     def _empty(self, hook: str, rows: int) -> Tensor:
         """Return memory for a hook's rows as stored: pinned, and kept by torch, where it goes on to a GPU."""
-        spec = self.store.description.arrays()[hook]
+        spec = self._specs[hook]
         shape = (rows, *spec.row_shape)
         if self._device.type == "cuda":
             dtype = as_tensor(np.empty(0, spec.dtype), spec.logical_dtype).dtype

@@ -161,17 +161,7 @@ def train_saes(
     try:
         inputs = Inputs(loader, mean.to(world.device), moments.scale, world)
         trainers = [
-            Trainer(
-                sae,
-                inputs,
-                plan,
-                run.config,
-                work=run.work,
-                provenance={**shared, "seed": run.seed},
-                world=world,
-                watcher=run.watcher,
-            )
-            for run, plan, sae in zip(runs, plans, saes, strict=True)
+            _trainer(run, sae, plan, inputs, shared) for run, sae, plan in zip(runs, saes, plans, strict=True)
         ]
         on_cpu = sum(p.nbytes for sae in saes for p in sae.parameters() if p.device.type == "cpu")
         with kept_memory(on_cpu), SideBySide(len(trainers), world) as members:
@@ -196,6 +186,19 @@ def varying_moments(store: ActivationStore, hook: str) -> Moments:
     if not 0 < moments.scale < float("inf"):
         raise StoreError(f"the rows of {hook} in split {SPLIT} do not vary", got=f"scale {moments.scale}")
     return moments
+
+
+def _trainer(run: Run, sae: SAE, plan: Plan, inputs: Inputs, shared: Mapping[str, Any]) -> Trainer:
+    return Trainer(
+        sae,
+        inputs,
+        plan,
+        run.config,
+        work=run.work,
+        provenance={**shared, "seed": run.seed},
+        world=inputs.world,
+        watcher=run.watcher,
+    )
 
 
 def _save(run: Run, trainer: Trainer, inputs: Inputs, shared: Mapping[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,16 +57,10 @@ def make_members(
     base = Member(_name(sae, seed, {}), sae, train, seed)
     if sweep is None:
         return (base,)
-    members, problems = [base], []
-    for number, overrides in enumerate(_listed(sweep)):
-        try:
-            member = _override(base, overrides, where=f"sweep, member {number + 1}")
-        except ConfigError as error:
-            problems.append(str(error))
-            continue
-        same = [other.name for other in members[1:] if other.name == member.name]
-        if same:
-            problems.append(f"sweep, member {number + 1}: {member.name} is there already")
+    members, problems = [base], list[str]()
+    for where, _, member in _parsed(base, sweep, problems):
+        if any(other.name == member.name for other in members[1:]):
+            problems.append(f"{where}: {member.name} is there already")
         elif member.name != base.name:
             members.append(member)
     if not problems and len(members) == 1:
@@ -91,17 +85,23 @@ def drop_same(sae: SAEConfig, train: TrainConfig, seed: int, sweep: Sweep) -> Sw
     """
     base = Member(_name(sae, seed, {}), sae, train, seed)
     members: dict[str, dict[str, Any]] = {}
-    problems = []
-    for number, overrides in enumerate(_listed(sweep)):
-        try:
-            member = _override(base, overrides, where=f"sweep, member {number + 1}")
-            members.setdefault(member.name, overrides)
-        except ConfigError as error:
-            problems.append(str(error))
+    problems: list[str] = []
+    for _, overrides, member in _parsed(base, sweep, problems):
+        members.setdefault(member.name, overrides)
     if problems:
         raise ConfigError("\n".join(problems))
     members.pop(base.name, None)
     return list(members.values()) or None
+
+
+def _parsed(base: Member, sweep: Sweep, problems: list[str]) -> Iterator[tuple[str, dict[str, Any], Member]]:
+    """Yield where each member stands, its overrides and the member; what is wrong with others joins `problems`."""
+    for number, overrides in enumerate(_listed(sweep)):
+        where = f"sweep, member {number + 1}"
+        try:
+            yield where, overrides, _override(base, overrides, where=where)
+        except ConfigError as error:
+            problems.append(str(error))
 
 
 def _listed(sweep: Sweep) -> list[dict[str, Any]]:

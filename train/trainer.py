@@ -231,19 +231,19 @@ def _start_or_resume(trainers: Sequence[Trainer], members: SideBySide, progress:
         lead.inputs.loader.load_state_dict(positions[0])
     if lead.state.step >= lead.plan.steps:
         return [0.0] * len(trainers)
-    place, rank = f", continuing at step {lead.state.step:,}", ""
+    place, about = f", continuing at step {lead.state.step:,}", ""
     if found is None:
         sample = lead.inputs.sample(SAMPLE_ROWS, lead.world)
         place = ""
-        if lead.world.is_main and progress is not silent:
-            rank = _about(sample[: min(SAMPLE_ROWS, lead.inputs.loader.rows_per_epoch)], lead.sae.config)
+        if progress is not silent:
+            about = _about(sample[: min(SAMPLE_ROWS, lead.inputs.loader.rows_per_epoch)], lead.sae.config)
         members.each(lambda trainer: trainer.sae.start_at(sample), trainers)
     batch = lead.inputs.peek()
     together = sum(members.each(lambda trainer: trainer.probe(batch), trainers)) / members.workers
     seconds = together * (lead.plan.steps - lead.state.step)
     who = f"{len(trainers)} dictionaries, " if len(trainers) > 1 else ""
     text = (
-        f"{who}{lead.plan.rows:,} rows in {lead.plan.steps:,} steps{place}; about {duration(seconds)}{rank}"
+        f"{who}{lead.plan.rows:,} rows in {lead.plan.steps:,} steps{place}; about {duration(seconds)}{about}"
     )
     progress(0, lead.plan.steps, text)
     return [floor_seconds(trainer.sae, batch.x) for trainer in trainers]

@@ -227,11 +227,7 @@ def _effect(labels: Labels, r: Record) -> Markup:
     values = [e["change"] for e in labels.effects[r["feature"]] if known(e["change"])]
     title = "Effect on the PD"
     if not values or r["used"] is None:
-        return section(
-            "effect",
-            title,
-            el("p", {"class": "none"}, _NOT_ASSESSED),
-        )
+        return section("effect", title, el("p", {"class": "none"}, _NOT_ASSESSED))
     note = (
         "The feature's contribution is subtracted at every position of held-out histories on which it "
         "fires; the rest, and what the dictionary does not explain, stay. Random directions have the same "

@@ -68,6 +68,13 @@ def test_the_components_are_counted_in_a_known_spectrum_about_the_mean():
     ]  # fmt: skip
 
 
+def test_the_effective_rank_counts_equal_directions_and_ignores_the_mean():
+    x = torch.zeros(20_000, 8)
+    x[:, :3] = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0))
+    assert effective_rank(spectrum(x + 100)) == pytest.approx(3, rel=0.01)
+    assert effective_rank(spectrum(x[:, :1])) == pytest.approx(1)
+
+
 @pytest.mark.parametrize(("components", "k"), [(1, 1), (2, 2), (3, 4), (9, 16)])
 def test_rows_without_sparse_structure_get_what_their_components_need(components, k):
     rng = torch.Generator().manual_seed(components)

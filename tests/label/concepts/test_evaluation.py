@@ -341,8 +341,8 @@ def test_a_cpu_bomb_is_stopped(write: Write, panel: Path, tmp_path: Path) -> Non
     bomb = smuggle(
         write, "(SELECT count(*) FROM range(1000000) a, range(1000000) b WHERE sqrt(a.range * b.range) = 0.5)"
     )
-    with pytest.raises(ConceptError, match=r"concepts took longer than 4 s"):
-        evaluate_concepts([bomb], panel, tmp_path / "out.parquet", timeout_s=4)
+    with pytest.raises(ConceptError, match=r"the concepts took longer than 12 s"):
+        evaluate_concepts([bomb], panel, tmp_path / "out.parquet", timeout_s=12)
     assert not (tmp_path / "out.parquet").exists()
 
 
