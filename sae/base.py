@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
+from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ from .geometry import geometric_median, normalise_rows_, project_rows_, unit_row
 from .kernels import Kernels, find_kernels
 from .kernels.sharded import sharded
 from .losses import auxk, reconstruction
+from .nested import nested_errors
 from .world import ALONE, World
 
 
@@ -44,8 +46,8 @@ class Losses(NamedTuple):
     Attributes
     ----------
     total : Float[Tensor, ""]
-        The differentiable sum; totals along `data` add up to the loss of the global batch, along `feature`
-        they are the same.
+        The differentiable sum, of a stack each member's; totals along `data` add up to the loss of the global batch,
+        along `feature` they are the same.
     parts : dict[str, Tensor]
         Its terms before weighting, detached; as with `total`, those of the ranks along `data` add up.
     codes : SparseCodes
@@ -54,7 +56,7 @@ class Losses(NamedTuple):
         The reconstruction.
     """
 
-    total: Float[Tensor, ""]
+    total: Float[Tensor, "..."]
     parts: dict[str, Tensor]
     codes: SparseCodes
     x_hat: Float[Tensor, "batch d_in"]
@@ -124,10 +126,20 @@ class SAE(nn.Module, ABC):
         Parameters and buffers with a first dimension that does not count features; all shards hold them.
     reads_previous : bool
         Whether `losses` needs `Batch.follows`, and with it rows in the order of their entities.
+    stackable : bool
+        Whether several of one configuration can learn as one; see `sae.stack`. Each kind says so for itself.
+    members : int
+        How many it is a stack of: 1 unless `sae.stack` made it.
     """
 
     replicated: ClassVar[frozenset[str]] = frozenset({"b_dec"})
     reads_previous: ClassVar[bool] = False
+    stackable: ClassVar[bool] = False
+    members: int = 1
+
+    def __init_subclass__(cls) -> None:
+        # not inherited: what a kind does otherwise than the one it is made of may not hold for several
+        cls.stackable = cls.__dict__.get("stackable", False)
 
     def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator, world: World) -> None:
         super().__init__()
@@ -149,8 +161,7 @@ class SAE(nn.Module, ABC):
     @property
     def kernels(self) -> Kernels:
         """The kernels it computes with."""
-        found = find_kernels(self.kernel_name, device=self.W_enc.device, precision=self.precision)
-        return sharded(found, self.world)
+        return self._kernels(self.members)
 
     @property
     def k_aux(self) -> int:
@@ -220,6 +231,12 @@ class SAE(nn.Module, ABC):
         """Multiply thresholds and biases beyond b_enc, all in units of the input, in place; for folding."""
         return
 
+    def _kernels(self, members: int) -> Kernels:
+        found = find_kernels(
+            self.kernel_name, device=self.W_enc.device, precision=self.precision, members=members
+        )
+        return sharded(found, self.world)
+
     def _encode(self, x: Float[Tensor, "batch d_in"], select: operators.Select) -> SparseCodes:
         b_dec = self.world.feature_shared(self.b_dec)
         return operators.encode(x, self.W_enc, self.b_enc, b_dec, select=select, kernels=self.kernels)
@@ -229,17 +246,40 @@ class SAE(nn.Module, ABC):
     ) -> Losses:
         """Return the objective of the TopK kinds: mean squared error + aux_alpha · AuxK."""
         x_hat = self.decode(codes)
-        error = reconstruction(x, x_hat, world=world)
+        error = reconstruction(x, x_hat, world=world, members=self.members)
         return self._revive(x, Losses(error, {"mse": error.detach()}, codes, x_hat), dead, world)
+
+    def _nested_losses(
+        self, x: Float[Tensor, "batch d_in"], codes: SparseCodes, cut: SparseCodes, dead: Tensor, world: World
+    ) -> Losses:
+        """Return the mean over parts of rows, as `cut`, of the mean squared error + aux_alpha · AuxK."""
+        errors, x_hat = nested_errors(
+            x, cut, self.W_dec, self.b_dec, kernels=self.kernels, world=world, members=self.members
+        )
+        nested = errors.mean(-1)
+        parts = {"mse": errors[..., -1].detach(), "nested": nested.detach()}
+        return self._revive(x, Losses(nested, parts, codes, x_hat), dead, world)
 
     def _revive(self, x: Float[Tensor, "batch d_in"], losses: Losses, dead: Tensor, world: World) -> Losses:
         """Add aux_alpha · AuxK."""
-        parameters = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
-        revival = auxk(
-            x, losses.x_hat, parameters, dead=dead, k_aux=self.k_aux, kernels=self.kernels, world=world
-        )
+        revival = self._revival(x, losses.x_hat, dead, world)
         total = losses.total + self.config.aux_alpha * revival
         return losses._replace(total=total, parts={**losses.parts, "auxk": revival.detach()})
+
+    def _revival(self, x: Tensor, x_hat: Tensor, dead: Tensor, world: World) -> Tensor:
+        """Return AuxK; of a stack, each member's."""
+        weights = (self.W_enc, self.b_enc, self.W_dec)
+        explained = partial(auxk, k_aux=self.k_aux, kernels=self._kernels(members=1), world=world)
+        if self.members == 1:
+            return explained(x, x_hat, (*weights, self.b_dec), dead=dead)
+        owner = torch.arange(len(dead), device=dead.device) // (len(dead) // self.members)
+        shares = zip(*(part.chunk(self.members) for part in (x, x_hat, self.b_dec)), strict=True)
+        return torch.stack(
+            [
+                explained(x_m, x_hat_m, (*weights, b_dec), dead=dead & (owner == m))
+                for m, (x_m, x_hat_m, b_dec) in enumerate(shares)
+            ]
+        )
 
 
 class InferenceOnly(SAE):

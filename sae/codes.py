@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -70,6 +71,30 @@ def subset(codes: SparseCodes, kept: Bool[Tensor, "nnz"]) -> SparseCodes:
     return SparseCodes(
         codes.values.index_select(0, entries), codes.features.index_select(0, entries), offsets_of(counts)
     )
+
+
+def sums(values: Float[Tensor, "nnz"], codes: SparseCodes, parts: int) -> Float[Tensor, "..."]:
+    """Return the sum of what stands beside each code; of several consecutive batches of as many rows, one for each."""
+    if parts == 1:
+        return values.sum()
+    counts = codes.offsets[:: codes.rows // parts].diff().tolist()
+    return torch.stack([part.sum() for part in torch.split(values, counts)])
+
+
+def split(codes: SparseCodes, parts: int) -> list[SparseCodes]:
+    """Return the codes of so many consecutive batches of as many rows each; `concatenate` makes one of them again."""
+    if parts == 1:
+        return [codes]
+    rows = codes.rows // parts
+    ends = codes.offsets[::rows].tolist()
+    return [
+        SparseCodes(
+            codes.values[start:end],
+            codes.features[start:end],
+            codes.offsets[n * rows : (n + 1) * rows + 1] - start,
+        )
+        for n, (start, end) in enumerate(itertools.pairwise(ends))
+    ]
 
 
 def concatenate(parts: Sequence[SparseCodes]) -> SparseCodes:

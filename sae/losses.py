@@ -12,13 +12,20 @@ from .world import World
 
 
 def reconstruction(
-    x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"], *, world: World
-) -> Float[Tensor, ""]:
+    x: Float[Tensor, "batch d_in"], x_hat: Float[Tensor, "batch d_in"], *, world: World, members: int = 1
+) -> Float[Tensor, "..."]:
     """Return the mean squared error Σ|x - x̂|² / (rows · d_in), rows counted over all ranks.
 
-    Inputs scaled to mean 0 and mean square 1 make it an estimate of FVU about the data-set mean.
+    Inputs scaled to mean 0 and mean square 1 make it an estimate of FVU about the data-set mean. Of a stack, each
+    member's.
     """
-    return (x - x_hat).square().sum() / (global_rows(x, world) * x.shape[1])
+    rows = global_rows(x, world) // members
+    return by_member((x - x_hat).square(), members) / (rows * x.shape[1])
+
+
+def by_member(values: Float[Tensor, "batch ..."], members: int) -> Float[Tensor, "..."]:
+    """Return the sum of all values; of a stack of several, one for each member."""
+    return values.sum() if members == 1 else values.view(members, -1).sum(1)
 
 
 def auxk(

@@ -12,6 +12,7 @@ from torch import Tensor
 from . import operators
 from .codes import SparseCodes, offsets_of
 from .kernels import Kernels
+from .losses import by_member, global_rows
 from .world import World
 
 
@@ -80,13 +81,16 @@ def nested_errors(
     x: Float[Tensor, "batch d_in"],
     cut: SparseCodes,
     W_dec: Float[Tensor, "d_sae d_in"],
-    b_dec: Float[Tensor, "d_in"],
+    b_dec: Float[Tensor, "members_d_in"],
     *,
     kernels: Kernels,
-) -> tuple[Float[Tensor, "parts"], Float[Tensor, "batch d_in"]]:
-    """Return Σ over rows of |x - x̂_m|² for x̂_m = b_dec + Σ_{g <= m} Z_g W_dec, and the last x̂, detached.
+    world: World,
+    members: int = 1,
+) -> tuple[Float[Tensor, "... parts"], Float[Tensor, "batch d_in"]]:
+    """Return Σ|x - x̂_m|² / (rows · d_in) for x̂_m = b_dec + Σ_{g <= m} Z_g W_dec, and the last x̂, detached.
 
-    One sparse product serves all parts, and one pair of sparse gradients: the parts are rows of `cut`.
+    Rows are counted over all ranks. One sparse product serves all parts, and one pair of sparse gradients: the
+    parts are rows of `cut`.
 
     Parameters
     ----------
@@ -98,30 +102,38 @@ def nested_errors(
         The decoder.
     kernels
         What computes.
+    world
+        Who else computes.
+    members
+        Of a stack of several, errors are [members, parts].
     """
     products = operators.decode(cut, W_dec, torch.zeros_like(b_dec), kernels=kernels)
     products = products.view(len(x), cut.rows // len(x), x.shape[1])
-    errors, last = _NestedErrors.apply(x - b_dec, products)  # type: ignore[no-untyped-call]
-    return errors, x.detach() - last
+    errors, last = _NestedErrors.apply(operators.shift(x, -b_dec), products, members)  # type: ignore[no-untyped-call]
+    rows = global_rows(x, world) // members
+    return errors / (rows * x.shape[1]), x.detach() - last
 
 
 class _NestedErrors(torch.autograd.Function):
     """Squared norms of x - Σ_{g <= m} products_g, with two passes over the residuals instead of autograd's ten."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, products: Tensor, members: int) -> tuple[Tensor, Tensor]:
         residuals = torch.empty_like(products)
         left = x
         for m in range(products.shape[1]):
             left = torch.sub(left, products[:, m], out=residuals[:, m])
         ctx.save_for_backward(residuals)
+        ctx.members = members
         ctx.mark_non_differentiable(last := left.clone())
-        return torch.stack([left.square().sum() for left in residuals.unbind(1)]), last
+        errors = [by_member(left.square(), members) for left in residuals.unbind(1)]
+        return torch.stack(errors, dim=-1), last
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         (residuals,) = ctx.saved_tensors
-        to_products = residuals * (-2 * gradients[0])[:, None]
+        own = residuals.view(ctx.members, -1, *residuals.shape[1:])
+        to_products = (own * (-2 * gradients[0]).view(ctx.members, 1, -1, 1)).view_as(residuals)
         for m in reversed(range(to_products.shape[1] - 1)):
             to_products[:, m] += to_products[:, m + 1]
-        return -to_products[:, 0], to_products
+        return -to_products[:, 0], to_products, None

@@ -22,7 +22,7 @@ def encode(
     x: Float[Tensor, "batch d_in"],
     W_enc: Float[Tensor, "d_sae d_in"],
     b_enc: Float[Tensor, "d_sae"],
-    b_dec: Float[Tensor, "d_in"],
+    b_dec: Float[Tensor, "members_d_in"],
     *,
     select: Select,
     kernels: Kernels,
@@ -38,13 +38,21 @@ def encode(
 def decode(
     codes: SparseCodes,
     W_dec: Float[Tensor, "d_sae d_in"],
-    b_dec: Float[Tensor, "d_in"] | None,
+    b_dec: Float[Tensor, "members_d_in"] | None,
     *,
     kernels: Kernels,
 ) -> Float[Tensor, "batch d_in"]:
     """Return Z W_dec + b_dec for the codes Z; without b_dec the product alone."""
     product: Tensor = _Decode.apply(*codes, W_dec, kernels)  # type: ignore[no-untyped-call]
-    return product if b_dec is None else product + b_dec
+    return product if b_dec is None else shift(product, b_dec)
+
+
+def shift(x: Float[Tensor, "rows d_in"], by: Float[Tensor, "members_d_in"]) -> Float[Tensor, "rows d_in"]:
+    """Return x with a vector added to every row: of a stack (`sae.stack`), each member's own to its rows."""
+    if len(by) == x.shape[1]:
+        return x + by
+    members = len(by) // x.shape[1]
+    return (x.view(members, -1, x.shape[1]) + by.view(members, 1, -1)).view_as(x)
 
 
 def explain(
@@ -84,10 +92,10 @@ class _Encode(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, select: Select, kernels: Kernels
     ) -> tuple[Tensor, Tensor, Tensor]:
-        centred = x - b_dec
+        centred = shift(x, -b_dec)
         codes = select(centred, W_enc, b_enc)
         ctx.save_for_backward(centred, W_enc, codes.features, codes.offsets)
-        ctx.kernels = kernels
+        ctx.kernels, ctx.members = kernels, len(b_dec) // x.shape[1]
         ctx.mark_non_differentiable(codes.features, codes.offsets)
         return codes.values, codes.features, codes.offsets
 
@@ -101,8 +109,11 @@ class _Encode(torch.autograd.Function):
         g_b_enc = (
             g.values.new_zeros(len(W_enc)).index_add_(0, features, g.values) if to_b_enc or to_b_dec else None
         )
-        # every row's share of b_dec is -gᵢ W_enc: their sum needs one product with a vector
-        g_b_dec = -(g_b_enc @ W_enc) if g_b_enc is not None and to_b_dec else None
+        g_b_dec = None
+        if g_b_enc is not None and to_b_dec:
+            # every row's share of b_dec is -gᵢ W_enc: their sum needs one product with a vector
+            parts = zip(g_b_enc.chunk(ctx.members), W_enc.chunk(ctx.members), strict=True)
+            g_b_dec = -torch.cat([g_b @ W for g_b, W in parts])
         return g_x, g_W_enc, g_b_enc if to_b_enc else None, g_b_dec, None, None
 
 

@@ -25,11 +25,14 @@ class TrainState:
         Steps done.
     rows : int
         Rows of the global batches seen.
+    members : int
+        Of how many dictionaries, a stack, the features and rows of codes are.
     """
 
     silent_rows: Int[Tensor, "d_sae"]
     step: int = 0
     rows: int = 0
+    members: int = 1
 
     @classmethod
     def start(cls, d_sae: int, device: torch.device) -> TrainState:
@@ -42,7 +45,7 @@ class TrainState:
 
     def advance(self, codes: SparseCodes, world: World) -> None:
         """Count one step."""
-        rows = int(world.all_reduce(torch.tensor(codes.rows, device=self.silent_rows.device), axis="data"))
+        rows = codes.rows // self.members * world.axes["data"]
         fired = codes.features.bincount(minlength=len(self.silent_rows)).clamp(max=1)
         fired = world.all_reduce(fired, "max", axis="data")
         self.silent_rows = torch.where(fired > 0, 0, self.silent_rows + rows)

@@ -18,6 +18,7 @@ from sae.sizing import suggest_sizes
 from sae.world import World
 
 from .checkpoint import Checkpoints, newest_common
+from .groups import Group, make_groups
 from .inputs import Inputs
 from .interrupt import Interrupt
 from .loggers import Logger, MetricsFile, WandbLogger
@@ -97,17 +98,6 @@ class Trainer:
         self.state, position = self.checkpoints.load(self.sae, self.optimiser, step)
         return position
 
-    def probe(self, batch: Batch) -> float:
-        """Return the seconds of a step without its update, the better of two; changes nothing."""
-        times = []
-        for _ in range(2):
-            started = time.perf_counter()
-            dead = self.state.dead(self.plan.dead_after_rows)
-            torch.autograd.backward(self.sae.losses(batch, dead=dead, world=self.world).total)
-            times.append(time.perf_counter() - started)
-            self.optimiser.zero_grad()
-        return min(times)
-
     def step(self, batch: Batch, position: Mapping[str, Any]) -> Losses:
         """Learn from a batch.
 
@@ -126,17 +116,21 @@ class Trainer:
         try:
             return train_step(self.sae, self.optimiser, self.state, batch, plan=self.plan, world=self.world)
         except NotFiniteError as error:
-            self.inputs.loader.load_state_dict(position)
-            self.save()
-            self.checkpoints.finish()
-            config = self.sae.config
-            raise TrainingError(
-                f"the loss of step {self.state.step} is not finite",
-                got=f"{error}; batch {self.state.step} of the loader: {self._blame(batch.x)}; "
-                f"{self.work.name}: {config.kind} of {config.d_sae} features, k {config.k}, "
-                f"learning rate {self.plan.lr:g}",
-                do="check the activations, or lower train.lr; a checkpoint holds the state before this step",
-            ) from error
+            raise self.stopped(error, batch, position) from error
+
+    def stopped(self, error: NotFiniteError, batch: Batch, position: Mapping[str, Any]) -> TrainingError:
+        """Return what to raise where a batch's loss is not finite, after a checkpoint of the state before it."""
+        self.inputs.loader.load_state_dict(position)
+        self.save()
+        self.checkpoints.finish()
+        config = self.sae.config
+        return TrainingError(
+            f"the loss of step {self.state.step} is not finite",
+            got=f"{error}; batch {self.state.step} of the loader: {self._blame(batch.x)}; "
+            f"{self.work.name}: {config.kind} of {config.d_sae} features, k {config.k}, "
+            f"learning rate {self.plan.lr:g}",
+            do="check the activations, or lower train.lr; a checkpoint holds the state before this step",
+        )
 
     def _blame(self, x: Float[Tensor, "batch d_in"]) -> str:
         """Say which rows of the global batch are not finite, or how large it is."""
@@ -163,21 +157,24 @@ def train_together(
 ) -> list[TrainResult]:
     """Train dictionaries on the same batches to the end, from the last step that all have a checkpoint of.
 
-    They share their inputs, batch size and number of steps, so that every batch is read once; each gets the bits
-    that it gets alone on as many threads as `members` gives it.
+    They share their inputs, batch size and number of steps, so that every batch is read once. Each gets the bits
+    that it gets alone on as many threads as `members` gives it; on a GPU those of a stack (`train.groups`) get
+    them to rounding.
     """
     lead = trainers[0]
-    floors = _start_or_resume(trainers, members, progress)
-    monitors = [
-        Monitor(
+    about = _start_or_resume(trainers, members, announced=progress is not silent)
+    groups = make_groups(trainers, workers=members.workers)
+    floors = _announce(groups, members, progress, about)
+    monitors = {
+        t: Monitor(
             t.open_loggers(), t.plan, lead.inputs.loader, world=lead.world, floor=floor, rows=t.state.rows
         )
-        for t, floor in zip(trainers, floors, strict=True)
-    ]
+        for t, floor in ((t, floors[t]) for t in trainers)
+    }
     try:
         with Interrupt() as interrupt:
             while lead.state.step < lead.plan.steps:
-                _step(trainers, monitors, members, progress)
+                _step(groups, monitors, members, progress)
                 last = lead.state.step == lead.plan.steps
                 signal = interrupt.agreed(lead.world)
                 if last or signal or lead.state.step % lead.config.checkpoint_every == 0:
@@ -191,62 +188,72 @@ def train_together(
         _finish(trainers)
         raise
     finally:
-        for trainer, monitor in zip(trainers, monitors, strict=True):
+        for trainer, monitor in monitors.items():
             monitor.close()
             trainer.checkpoints.close()
-    return [_result(t, monitor) for t, monitor in zip(trainers, monitors, strict=True)]
+    return [_result(trainer, monitor) for trainer, monitor in monitors.items()]
 
 
 def _step(
-    trainers: Sequence[Trainer], monitors: Sequence[Monitor], members: SideBySide, progress: Progress
+    groups: Sequence[Group], monitors: Mapping[Trainer, Monitor], members: SideBySide, progress: Progress
 ) -> None:
     """Let all learn from the next batch, and write down how it went where it is time to."""
-    lead = trainers[0]
+    lead = next(iter(monitors))
     position = lead.inputs.loader.state_dict()
     batch = lead.inputs.next()
 
-    def learn(trainer: Trainer) -> tuple[Losses, float]:
+    def learn(group: Group) -> float:
         started = time.perf_counter()
-        losses = trainer.step(batch, position)
-        return losses, time.perf_counter() - started
+        group.step(batch, position)
+        return (time.perf_counter() - started) / len(group.trainers)
 
-    for trainer, monitor, (losses, seconds) in zip(
-        trainers, monitors, members.each(learn, trainers), strict=True
-    ):
-        monitor.stepped(seconds)
-        trainer.checkpoints.poll()
-        state, plan = trainer.state, trainer.plan
-        if state.step == plan.steps or state.step % trainer.config.log_every == 0:
-            metrics = monitor.record(batch.x, losses, state)
-            if trainer is lead:
-                progress(state.step, plan.steps, line(metrics))
+    for group, seconds in zip(groups, members.each(learn, groups), strict=True):
+        for trainer in group.trainers:
+            monitors[trainer].stepped(seconds)
+            trainer.checkpoints.poll()
+    state, plan = lead.state, lead.plan
+    if state.step < plan.steps and state.step % lead.config.log_every:
+        return
+    losses = {t: own for group in groups for t, own in zip(group.trainers, group.losses(), strict=True)}
+    for trainer, monitor in monitors.items():
+        metrics = monitor.record(batch.x, losses[trainer], trainer.state)
+        if trainer is lead:
+            progress(state.step, plan.steps, line(metrics))
 
 
-def _start_or_resume(trainers: Sequence[Trainer], members: SideBySide, progress: Progress) -> list[float]:
-    """Go to where the runs stand and say how long they will take; return their floors of a step in seconds."""
+def _start_or_resume(trainers: Sequence[Trainer], members: SideBySide, *, announced: bool) -> str:
+    """Go to where the runs stand; return what can be said of the rows, where somebody hears it."""
     lead = trainers[0]
     found = newest_common([trainer.checkpoints for trainer in trainers])
     if found is not None:
         positions = [trainer.resume(found) for trainer in trainers]
         lead.inputs.loader.load_state_dict(positions[0])
+        return ""
+    sample = lead.inputs.sample(SAMPLE_ROWS, lead.world)
+    members.each(lambda trainer: trainer.sae.start_at(sample), trainers)
+    rows = min(SAMPLE_ROWS, lead.inputs.loader.rows_per_epoch)
+    return _about(sample[:rows], lead.sae.config) if announced else ""
+
+
+def _announce(
+    groups: Sequence[Group], members: SideBySide, progress: Progress, about: str
+) -> dict[Trainer, float]:
+    """Say how long the runs will take; return their floors of a step in seconds."""
+    trainers = [trainer for group in groups for trainer in group.trainers]
+    lead = trainers[0]
     if lead.state.step >= lead.plan.steps:
-        return [0.0] * len(trainers)
-    place, about = f", continuing at step {lead.state.step:,}", ""
-    if found is None:
-        sample = lead.inputs.sample(SAMPLE_ROWS, lead.world)
-        place = ""
-        if progress is not silent:
-            about = _about(sample[: min(SAMPLE_ROWS, lead.inputs.loader.rows_per_epoch)], lead.sae.config)
-        members.each(lambda trainer: trainer.sae.start_at(sample), trainers)
+        return dict.fromkeys(trainers, 0.0)
     batch = lead.inputs.peek()
-    together = sum(members.each(lambda trainer: trainer.probe(batch), trainers)) / members.workers
+    together = sum(members.each(lambda group: group.probe(batch), groups)) / members.workers
     seconds = together * (lead.plan.steps - lead.state.step)
     who = f"{len(trainers)} dictionaries, " if len(trainers) > 1 else ""
-    text = (
-        f"{who}{lead.plan.rows:,} rows in {lead.plan.steps:,} steps{place}; about {duration(seconds)}{about}"
+    place = f", continuing at step {lead.state.step:,}" if lead.state.step else ""
+    progress(
+        0,
+        lead.plan.steps,
+        f"{who}{lead.plan.rows:,} rows in {lead.plan.steps:,} steps{place}; about {duration(seconds)}{about}",
     )
-    progress(0, lead.plan.steps, text)
-    return [floor_seconds(trainer.sae, batch.x) for trainer in trainers]
+    return {trainer: floor_seconds(trainer.sae, batch.x) for trainer in trainers}
 
 
 def _about(sample: Float[Tensor, "rows d_in"], config: SAEConfig) -> str:

@@ -50,6 +50,7 @@ class BatchTopK(SAE):
     arXiv 2412.06410, section 3.
     """
 
+    stackable = True
     threshold: Tensor
     threshold_weight: Tensor
 
@@ -74,21 +75,19 @@ class BatchTopK(SAE):
 
     def _follow(self, losses: Losses, world: World) -> None:
         """Move the threshold towards the batch's smallest code."""
-        values = losses.codes.values.detach()
-        infinity = values.new_full((1,), torch.inf)
-        smallest = world.all_reduce(torch.cat([values, infinity]).min(), "min")
-        if torch.isfinite(smallest):
-            self.threshold_weight.mul_(EMA).add_(1 - EMA)
-            self.threshold.add_((smallest - self.threshold) * ((1 - EMA) / self.threshold_weight))
+        smallest = world.all_reduce(_smallest(losses.codes, self.members), "min")
+        found = torch.isfinite(smallest)
+        weight = self.threshold_weight * EMA + (1 - EMA)
+        moved = self.threshold + (smallest - self.threshold) * ((1 - EMA) / weight)
+        self.threshold_weight.copy_(torch.where(found, weight, self.threshold_weight))
+        self.threshold.copy_(torch.where(found, moved, self.threshold))
 
     @torch.no_grad()
     def settle(self, batches: Iterable[Tensor], *, world: World) -> None:
         """Set the threshold to the mean over batches of the smallest code that training would keep."""
         smallest = []
         for x in batches:
-            codes = self._compete(x)
-            values = torch.cat([codes.values, codes.values.new_full((1,), torch.inf)])
-            smallest.append(world.all_reduce(values.min(), "min"))
+            smallest.append(world.all_reduce(_smallest(self._compete(x), 1), "min"))
         found = torch.stack(smallest)
         found = found[torch.isfinite(found)]
         if len(found):
@@ -102,3 +101,13 @@ class BatchTopK(SAE):
     def _compete(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
         """Return the codes that training keeps: the k · rows largest positive entries of the global batch."""
         return self._encode(x, partial(self.kernels.select_batch, k=self.config.k))
+
+
+def _smallest(codes: SparseCodes, members: int) -> Tensor:
+    """Return the smallest code, infinity where there is none; of a stack, each member's."""
+    values = codes.values.detach()
+    parts = torch.cat([values, values.new_full((1,), torch.inf)]) if members == 1 else values
+    if members == 1:
+        return parts.min()
+    starts = codes.offsets[:: codes.rows // members]
+    return torch.segment_reduce(values, "min", offsets=starts, initial=torch.inf)

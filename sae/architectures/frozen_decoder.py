@@ -43,6 +43,7 @@ class FrozenDecoder(BatchTopK):
     the frozen encoder, is not here.
     """
 
+    stackable = True
     W_start: Tensor
     config: FrozenDecoderConfig
 

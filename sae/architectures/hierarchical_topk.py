@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae.base import Batch, Losses, SAEConfig
-from sae.losses import global_rows
-from sae.nested import cut_by_rank, nested_errors
+from sae.nested import cut_by_rank
 from sae.world import ALONE, World
 
 from .topk import TopK
@@ -49,6 +48,7 @@ class HierarchicalTopK(TopK):
     which costs log k dense passes over the batch instead of k.
     """
 
+    stackable = True
     config: HierarchicalTopKConfig
 
     @property
@@ -62,7 +62,4 @@ class HierarchicalTopK(TopK):
         """Return the mean squared error over budgets + aux_alpha · AuxK."""
         x, codes = batch.x, self.encode(batch.x)
         cut = cut_by_rank(codes, self.budgets, world=self.world)
-        errors, x_hat = nested_errors(x, cut, self.W_dec, self.b_dec, kernels=self.kernels)
-        errors = errors / (global_rows(x, world) * x.shape[1])
-        parts = {"mse": errors[-1].detach(), "nested": errors.mean().detach()}
-        return self._revive(x, Losses(errors.mean(), parts, codes, x_hat), dead, world)
+        return self._nested_losses(x, codes, cut, dead, world)

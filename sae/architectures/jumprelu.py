@@ -13,7 +13,7 @@ from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
 from sae.base import SAE, Batch, Losses, SAEConfig
-from sae.codes import SparseCodes, subset
+from sae.codes import SparseCodes, subset, sums
 from sae.jump import jump, step
 from sae.losses import global_rows, reconstruction
 from sae.world import ALONE, World
@@ -64,6 +64,7 @@ class JumpReLU(SAE):
     pace of the other parameters; L0 is given and λ found rather than the reverse; AuxK revives the dead.
     """
 
+    stackable = True
     threshold: nn.Parameter
     log_penalty: Tensor
     config: JumpReLUConfig
@@ -95,10 +96,10 @@ class JumpReLU(SAE):
         near = self._encode(x, self._select_near)
         gates = self.threshold.index_select(0, near.features)
         z = jump(near.values, gates, bandwidth=self.bandwidth)
-        active = step(near.values, gates, bandwidth=self.bandwidth).sum()
+        active = sums(step(near.values, gates, bandwidth=self.bandwidth), near, self.members)
         x_hat = self.decode(near._replace(values=z))
-        error = reconstruction(x, x_hat, world=world)
-        l0 = world.feature_sum(active) / global_rows(x, world)
+        error = reconstruction(x, x_hat, world=world, members=self.members)
+        l0 = world.feature_sum(active) / (global_rows(x, world) // self.members)
         penalty = self.log_penalty.exp()
         parts = {"mse": error.detach(), "penalty": penalty / world.axes["data"]}
         codes = subset(near._replace(values=z.detach()), ~(z <= 0))
@@ -109,11 +110,12 @@ class JumpReLU(SAE):
     def after_step(self, losses: Losses, *, world: World) -> None:
         """Restore unit decoder rows, bring L0 closer to k, and keep thresholds above half the bandwidth."""
         super().after_step(losses, world=world)
-        active = torch.tensor(float(len(losses.codes.values)), device=self.log_penalty.device)
-        l0 = world.all_reduce(active) / global_rows(losses.x_hat, world)
+        active = sums(torch.ones_like(losses.codes.values), losses.codes, self.members)
+        l0 = world.all_reduce(active) / (global_rows(losses.x_hat, world) // self.members)
         excess = (l0 / self.config.k).clamp(math.exp(-1), math.e).log()
         self.log_penalty.add_(RATE * excess)
-        self.threshold.mul_((SHIFT * excess).exp()).clamp_(min=self.bandwidth / 2)
+        factors = (SHIFT * excess).exp().view(self.members, 1)
+        self.threshold.view(self.members, -1).mul_(factors).clamp_(min=self.bandwidth / 2)
 
     @torch.no_grad()
     def settle(self, batches: Iterable[Tensor], *, world: World) -> None:

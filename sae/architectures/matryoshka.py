@@ -10,8 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from sae.base import Batch, Losses, SAEConfig
-from sae.losses import global_rows
-from sae.nested import cut_by_feature, nested_errors
+from sae.nested import cut_by_feature
 from sae.world import ALONE, World
 
 from .batch_topk import BatchTopK
@@ -51,6 +50,7 @@ class Matryoshka(BatchTopK):
     the same; AuxK takes the residual of the whole dictionary.
     """
 
+    stackable = True
     prefixes: tuple[int, ...]
 
     def __init__(
@@ -69,12 +69,9 @@ class Matryoshka(BatchTopK):
         """Return the mean squared error over prefixes + aux_alpha · AuxK, codes chosen over the global batch."""
         x, codes = batch.x, self._compete(batch.x)
         here = [min(max(p - self.first_feature, 0), self.d_sae) for p in self.prefixes]
-        errors, x_hat = nested_errors(
-            x, cut_by_feature(codes, here), self.W_dec, self.b_dec, kernels=self.kernels
-        )
-        errors = errors / (global_rows(x, world) * x.shape[1])
-        parts = {"mse": errors[-1].detach(), "nested": errors.mean().detach()}
-        return self._revive(x, Losses(errors.mean(), parts, codes, x_hat), dead, world)
+        own = codes._replace(features=codes.features % (self.d_sae // self.members))
+        cut = cut_by_feature(own, here)._replace(features=codes.features)
+        return self._nested_losses(x, codes, cut, dead, world)
 
 
 def published_prefixes(d_sae: int) -> tuple[int, ...]:

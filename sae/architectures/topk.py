@@ -31,6 +31,8 @@ class TopK(SAE):
     arXiv 2406.04093, section 2.3. The ReLU that the paper drops is kept: codes are positive.
     """
 
+    stackable = True
+
     def select(self, x: Tensor, W: Tensor, b: Tensor) -> SparseCodes:
         """Keep the k largest positive entries of each row; ties go to the lower feature."""
         return self.kernels.select_rows(x, W, b, k=self.config.k)

@@ -100,7 +100,9 @@ class Kernels(Protocol):
 
 
 @cache
-def find_kernels(name: str = "auto", *, device: torch.device = CPU, precision: str = "fp32") -> Kernels:
+def find_kernels(
+    name: str = "auto", *, device: torch.device = CPU, precision: str = "fp32", members: int = 1
+) -> Kernels:
     """Return the kernels of that name.
 
     Parameters
@@ -112,6 +114,9 @@ def find_kernels(name: str = "auto", *, device: torch.device = CPU, precision: s
     precision
         `bf16` lets products in bf16 propose which codes to keep; their values stay those of W's precision. The
         reference has no such thing.
+    members
+        How many dictionaries of one shape lie end to end (see `sae.stack`): rows and features of one meet only each
+        other. The reference knows single ones only.
 
     Raises
     ------
@@ -127,11 +132,11 @@ def find_kernels(name: str = "auto", *, device: torch.device = CPU, precision: s
         on_gpu = "triton" if find_spec("triton") else "portable"
         name = {"cpu": "cpu", "cuda": on_gpu}.get(device.type, "portable")
     if name == "triton":
-        return _triton_kernels(device, bf16)
+        return _triton_kernels(device, bf16, members)
     known: dict[str, Callable[[], Kernels]] = {
         "reference": ReferenceKernels,
-        "portable": partial(PortableKernels, bf16=bf16),
-        "cpu": partial(CpuKernels, bf16=bf16),
+        "portable": partial(PortableKernels, bf16=bf16, members=members),
+        "cpu": partial(CpuKernels, bf16=bf16, members=members),
     }
     if name not in known:
         raise ConfigError("unknown kernels", got=repr(name), expected=", ".join(["auto", *known, "triton"]))
@@ -151,7 +156,7 @@ def find_precision(name: str, device: torch.device) -> str:
     return "bf16" if device.type == "cpu" and native else "fp32"
 
 
-def _triton_kernels(device: torch.device, bf16: bool) -> Kernels:
+def _triton_kernels(device: torch.device, bf16: bool, members: int) -> Kernels:
     # on a CPU Triton's interpreter runs them, slowly, for tests
     if device.type != "cuda" and not (device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1"):
         raise ConfigError("the triton kernels need a GPU", got=f"device {device}", do="take kernels `auto`")
@@ -161,4 +166,4 @@ def _triton_kernels(device: torch.device, bf16: bool) -> Kernels:
         raise ConfigError(
             "triton is not installed", got=str(error), do="pip install 'assay[triton]', or take other kernels"
         ) from error
-    return TritonKernels(bf16=bf16)
+    return TritonKernels(bf16=bf16, members=members)

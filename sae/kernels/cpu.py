@@ -14,7 +14,7 @@ from torch import Tensor
 from sae.codes import SparseCodes
 
 from .explanation import Explanation, explain_sparsely
-from .portable import DENSE, PortableKernels
+from .portable import DENSE, STACKED, PortableKernels
 
 TILE = 32
 """Columns of which one maximum is kept; with 32 to 64 few more than k entries reach the bound they give."""
@@ -70,8 +70,10 @@ class CpuKernels(PortableKernels):
 
     def above(self, pre: Float[Tensor, "chunk d_sae"], threshold: Float[Tensor, "..."]) -> SparseCodes:
         """Return the entries strictly above a threshold, and NaN; cheap where they are few."""
-        whole = _array(pre)
-        within = whole <= threshold.detach().numpy()
+        whole, limits = _array(pre), threshold.detach().numpy()
+        # of a stack, limits are [members, 1, ...]
+        shaped = whole.reshape(len(limits), -1, whole.shape[1]) if limits.ndim == STACKED else whole
+        within = shaped <= limits
         return _codes(whole, np.flatnonzero(np.logical_not(within, out=within)))
 
     def by_feature(

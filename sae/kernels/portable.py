@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.codes import SparseCodes, concatenate, offsets_of
+from sae.codes import SparseCodes, concatenate, offsets_of, split
 
 from .explanation import Explanation, explain_densely
 
@@ -32,6 +32,9 @@ ROUNDING = 2.0**-6
 DENSE = 1 / 5
 """Share of all pairs from which on the dense product is cheaper than single dot products."""
 
+STACKED = 3
+"""Dimensions of a threshold that differs between the members of a stack."""
+
 
 class PortableKernels:
     """Training kernels: no `[batch, d_sae]`, no `[batch * k, d_in]`. See `Kernels` for the contract.
@@ -41,10 +44,13 @@ class PortableKernels:
     bf16
         Whether a product in bf16 proposes the candidates. Their values are computed in the precision of W
         either way, so rounding decides at most which features compete for the last places.
+    members
+        How many dictionaries of one shape lie end to end: rows as well as features are those of the first, then
+        those of the second and so on, and a row selects among its own dictionary's.
     """
 
-    def __init__(self, *, bf16: bool = False) -> None:
-        self.bf16 = bf16
+    def __init__(self, *, bf16: bool = False, members: int = 1) -> None:
+        self.bf16, self.members = bf16, members
 
     def select_rows(
         self,
@@ -80,16 +86,25 @@ class PortableKernels:
 
         Entries above a guessed threshold are collected; if they turn out too few, a lower guess follows.
         """
-        total = min(k, len(W)) * len(x)
-        sample = torch.addmm(b, x[:: max(1, len(x) // SAMPLE_ROWS)][:SAMPLE_ROWS], W.T)
-        wanted = 1.5 * k * len(sample)
+        rows, width = len(x) // self.members, len(W) // self.members
+        total = min(k, width) * rows
+        few = x.view(self.members, rows, -1)[:, :: max(1, rows // SAMPLE_ROWS)][:, :SAMPLE_ROWS]
+        sample = torch.cat(
+            [
+                torch.addmm(b_m, x_m, W_m.T).view(1, -1)
+                for x_m, W_m, b_m in zip(few, W.chunk(self.members), b.chunk(self.members), strict=True)
+            ]
+        )
+        wanted = 1.5 * k * few.shape[1]
         while True:
-            rank = int(min(wanted, sample.numel()))
-            guess = sample.flatten().topk(rank).values[-1] if rank < sample.numel() else sample.new_zeros(())
+            rank = int(min(wanted, sample.shape[1]))
+            whole = rank == sample.shape[1]
+            guess = sample.new_zeros(self.members) if whole else sample.topk(rank).values[:, -1]
             guess = guess.nan_to_num().clamp(min=0)
-            codes = self.select_above(x, W, b, threshold=guess)
-            if len(codes.values) >= total or float(guess) == 0:
-                return cut(codes, total)
+            codes = self._select_above(x, W, b, guess.view(-1, 1, 1) if self.members > 1 else guess[0])
+            counts = codes.offsets[:: max(1, rows)].diff()
+            if bool(((counts >= total) | (guess == 0)).all()):
+                return concatenate([cut(part, total) for part in split(codes, self.members)])
             wanted *= 4
 
     def select_above(
@@ -101,13 +116,8 @@ class PortableKernels:
         threshold: Float[Tensor, "..."],
     ) -> SparseCodes:
         """Keep the entries of x Wᵀ + b strictly above a threshold >= 0: one for all or one per feature."""
-        if len(W) == 0:
-            return _empty(x)
-        if not self.bf16:
-            return self.exceeding(x, W, b, threshold)
-        exact = self._exact(self.exceeding(x, W, b, threshold * (1 - ROUNDING)), x, W, b)
-        limits = threshold if threshold.ndim == 0 else threshold[exact.features]
-        return _kept(exact, ~(exact.values <= limits))
+        stacked = self.members > 1 and threshold.ndim == 1
+        return self._select_above(x, W, b, threshold.view(self.members, 1, -1) if stacked else threshold)
 
     def decode(self, codes: SparseCodes, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return Z W for the codes Z."""
@@ -159,7 +169,7 @@ class PortableKernels:
         lowest: float,
     ) -> SparseCodes:
         """Return the k largest entries of each row that exceed `lowest`, by a product that may be in bf16."""
-        return concatenate([self.largest(pre, k, lowest) for pre in self.products(x, W, b)])
+        return self._numbered([self.largest(pre, k, lowest) for pre, _ in self.products(x, W, b)], len(W))
 
     def exceeding(
         self,
@@ -168,20 +178,54 @@ class PortableKernels:
         b: Float[Tensor, "d_sae"],
         threshold: Float[Tensor, "..."],
     ) -> SparseCodes:
-        """Return the entries strictly above a threshold, by a product that may be in bf16."""
-        return concatenate([self.above(pre, threshold) for pre in self.products(x, W, b)])
+        """Return the entries strictly above a threshold, by a product that may be in bf16.
+
+        Of a stack it is one for all, or [members, 1, 1 or features of a member].
+        """
+        found = []
+        for pre, members in self.products(x, W, b):
+            found.append(self.above(pre, threshold if threshold.ndim < STACKED else threshold[members]))
+        return self._numbered(found, len(W))
 
     def products(
         self, x: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_sae d_in"], b: Float[Tensor, "d_sae"]
-    ) -> Iterator[Float[Tensor, "chunk d_sae"]]:
-        """Yield x Wᵀ + b in row chunks, in bf16 where that proposes; each shares its memory with the next."""
+    ) -> Iterator[tuple[Float[Tensor, "chunk width"], slice]]:
+        """Yield x Wᵀ + b in row chunks, in bf16 where that proposes; each shares its memory with the next.
+
+        Beside each stands whose rows these are: of one member, or of several with as many rows of each.
+        """
         if self.bf16:
             x, W, b = x.bfloat16(), W.bfloat16(), b.bfloat16()
-        rows = max(1, min(ROWS_PER_CHUNK, CHUNK_ENTRIES // max(1, len(W))))
-        buffer = x.new_empty(min(rows, len(x)), len(W))
-        for start in range(0, len(x), rows):
-            chunk = x[start : start + rows]
-            yield torch.addmm(b, chunk, W.T, out=buffer[: len(chunk)])
+        width, own = len(W) // self.members, len(x) // self.members
+        rows = max(1, min(ROWS_PER_CHUNK, CHUNK_ENTRIES // max(1, width)))
+        if self.members > 1 and (own <= rows or x.is_cuda):
+            yield from self._products_of_members(x, W, b)
+            return
+        buffer = x.new_empty(min(rows, own), width)
+        for m in range(self.members):
+            W_m, b_m = W[m * width :][:width], b[m * width :][:width]
+            for start in range(m * own, (m + 1) * own, rows):
+                chunk = x[start : min(start + rows, (m + 1) * own)]
+                yield torch.addmm(b_m, chunk, W_m.T, out=buffer[: len(chunk)]), slice(m, m + 1)
+
+    def _products_of_members(
+        self, x: Tensor, W: Tensor, b: Tensor
+    ) -> Iterator[tuple[Float[Tensor, "chunk width"], slice]]:
+        """Yield the products of as many members at once as a chunk holds."""
+        x, W, b = (part.view(self.members, -1, part.shape[-1]) for part in (x, W, b.view(self.members, -1)))
+        own, width = x.shape[1], W.shape[1]
+        fit = CHUNK_ENTRIES // (own * width) if x.is_cuda else ROWS_PER_CHUNK // own
+        buffer = x.new_empty(min(self.members, max(1, fit)), own, width)
+        for m in range(0, self.members, len(buffer)):
+            these = slice(m, min(m + len(buffer), self.members))
+            pre = buffer[: these.stop - m]
+            if x.is_cuda:
+                torch.baddbmm(b[these], x[these], W[these].mT, out=pre)
+            else:
+                # the bits that a member has alone
+                for x_m, W_m, b_m, out in zip(x[these], W[these], b[these], pre, strict=True):
+                    torch.addmm(b_m, x_m, W_m.T, out=out)
+            yield pre.view(-1, width), these
 
     def largest(self, pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> SparseCodes:
         """Return the k largest entries of each row that exceed `lowest`; ties go to the lower feature."""
@@ -210,7 +254,8 @@ class PortableKernels:
 
     def above(self, pre: Float[Tensor, "chunk d_sae"], threshold: Float[Tensor, "..."]) -> SparseCodes:
         """Return the entries strictly above a threshold, and NaN; cheap where they are few."""
-        rows, features = (~(pre <= threshold)).nonzero(as_tuple=True)
+        shape = (len(threshold), -1, pre.shape[1]) if threshold.ndim == STACKED else pre.shape
+        rows, features = (~(pre.view(shape) <= threshold)).view_as(pre).nonzero(as_tuple=True)
         return SparseCodes(pre[rows, features], features, offsets_of(rows.bincount(minlength=len(pre))))
 
     def dense_dots(
@@ -228,15 +273,38 @@ class PortableKernels:
     def _select_largest(self, x: Tensor, W: Tensor, b: Tensor, k: int, *, lowest: float) -> SparseCodes:
         if len(W) == 0:
             return _empty(x)
-        k = min(k, len(W))
+        width = len(W) // self.members
+        k = min(k, width)
         if not self.bf16:
             return self.leading(x, W, b, k, lowest)
         # every row gets as many candidates, so that they form a matrix
-        found = self.leading(x, W, b, min(k + SPARE, len(W)), -torch.inf)
+        found = self.leading(x, W, b, min(k + SPARE, width), -torch.inf)
         exact = self._exact(found, x, W, b)
         chosen = self.largest(exact.values.view(len(x), -1), k, lowest)
         features = found.features.view(len(x), -1)[chosen.row_ids(), chosen.features]
         return SparseCodes(chosen.values, features, chosen.offsets)
+
+    def _select_above(self, x: Tensor, W: Tensor, b: Tensor, threshold: Tensor) -> SparseCodes:
+        if len(W) == 0:
+            return _empty(x)
+        if not self.bf16:
+            return self.exceeding(x, W, b, threshold)
+        exact = self._exact(self.exceeding(x, W, b, threshold * (1 - ROUNDING)), x, W, b)
+        limits = threshold
+        if threshold.ndim:
+            each = len(W) // self.members if threshold.numel() < len(W) else 1
+            limits = threshold.flatten()[exact.features // each]
+        return _kept(exact, ~(exact.values <= limits))
+
+    def _numbered(self, parts: Sequence[SparseCodes], d_sae: int) -> SparseCodes:
+        """Return the codes of consecutive chunks as one, with features numbered through all members."""
+        codes = concatenate(parts)
+        if self.members == 1:
+            return codes
+        counts = codes.offsets[:: codes.rows // self.members].diff()
+        firsts = torch.arange(0, d_sae, d_sae // self.members, device=counts.device)
+        own = firsts.repeat_interleave(counts, output_size=len(codes.features))
+        return codes._replace(features=codes.features + own)
 
     def _exact(self, codes: SparseCodes, x: Tensor, W: Tensor, b: Tensor) -> SparseCodes:
         """Return x Wᵀ + b in full precision at the codes' places."""

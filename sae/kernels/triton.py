@@ -57,7 +57,7 @@ class TritonKernels(PortableKernels):
     ) -> SparseCodes:
         """Return the k largest entries of each row that exceed `lowest`; ties go to the lower feature."""
         tiles = triton.cdiv(len(W), TILE)
-        if k > LOAD * tiles:
+        if self.members > 1 or k > LOAD * tiles:
             return super().leading(x, W, b, k, lowest)
         keep = FEW if 4 * k <= tiles else MANY
         values, features, hidden = self._propose(x, W, b, x.new_zeros(()), keep)
@@ -81,6 +81,8 @@ class TritonKernels(PortableKernels):
         threshold: Float[Tensor, "..."],
     ) -> SparseCodes:
         """Return the entries strictly above a threshold: one for all or one per feature."""
+        if self.members > 1:
+            return super().exceeding(x, W, b, threshold)
         values, features, hidden = self._propose(x, W, b, threshold, MANY)
         limits = threshold if threshold.ndim == 0 else threshold[features]
         rows, places = (~(values <= limits)).nonzero(as_tuple=True)

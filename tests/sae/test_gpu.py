@@ -8,6 +8,7 @@ from sae.base import Batch, SAEConfig
 from sae.codes import SparseCodes
 from sae.config import parse_config
 from sae.kernels import find_kernels
+from sae.stack import stack, unstack_losses
 from sae.world import World
 from train.optim import make_adam
 from train.plan import TrainConfig, make_plan
@@ -55,6 +56,20 @@ def test_codes_are_the_largest_of_the_exact_products(precision):
     assert codes.values.double().sum() > best * (1 - (1e-6 if precision == "fp32" else 1e-4))
     again = kernels.select_rows(x, W, b, k=K)
     assert all(torch.equal(a, b) for a, b in zip(codes, again, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["topk", "batch_topk", "matryoshka", "jumprelu"])
+def test_a_stack_costs_what_its_members_cost(kind):
+    config = parse_config(SAEConfig, {"kind": kind, "d_sae": 2048, "k": 8}, where="test")
+    saes = [config.build(128, generator=torch.Generator().manual_seed(seed)).cuda() for seed in range(4)]
+    x = torch.randn(ROWS, 128, generator=torch.Generator().manual_seed(9)).cuda()
+    dead = torch.zeros(2048, dtype=torch.bool, device="cuda")
+    alone = [one.losses(Batch(x), dead=dead, world=World(device=x.device)) for one in saes]
+    whole = stack(saes)
+    together = whole.losses(Batch(x.repeat(4, 1)), dead=dead.repeat(4), world=World(device=x.device))
+    for own, other in zip(unstack_losses(whole, together), alone, strict=True):
+        torch.testing.assert_close(own.total, other.total, rtol=1e-4, atol=0)
+        assert len(own.codes.values) == pytest.approx(len(other.codes.values), rel=1e-3)
 
 
 def test_sums_and_gradients_against_float64():

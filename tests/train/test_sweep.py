@@ -19,6 +19,7 @@ from sae.world import World
 from tests.train.test_train_sae import HOOK, write
 from train.checkpoint import complete
 from train.frontier import Point, as_svg, as_table, frontier, own_seconds, read_sweep, write_sweep
+from train.groups import make_groups
 from train.plan import TrainConfig
 from train.run import Run, train_saes
 from train.side_by_side import SideBySide
@@ -91,6 +92,54 @@ def test_side_by_side_members_have_the_bits_that_they_have_one_after_the_other(s
     train(store, MEMBERS, tmp_path)
     assert torch.get_num_threads() == 2
     assert weights(tmp_path) == weights(swept)
+
+
+def test_small_ones_of_one_configuration_are_stacked(small, trainer, tmp_path):
+    def make(number: int, **sae: Any) -> Trainer:
+        given = {"kind": "topk", "d_sae": 40, "k": 3, **sae}
+        return trainer(small, tmp_path / str(number), sae=given, batch_size=32, rows=320)
+
+    def sizes(trainers: list[Trainer], workers: int) -> list[int]:
+        return [len(group.trainers) for group in make_groups(trainers, workers=workers)]
+
+    alike = [make(i) for i in range(5)]
+    assert sizes(alike, 1) == [5]
+    assert sizes(alike, 2) == [3, 2], "each of those who work at once has a share"
+    assert sizes([make(0), make(1, k=4), make(2), make(3, kind="lista")], 1) == [2, 1, 1]
+    assert sizes([make(0, kind="lista"), make(1, kind="lista")], 1) == [1, 1]
+
+
+def test_large_ones_are_not_stacked(small, trainer, tmp_path, monkeypatch):
+    settings = {"sae": {"kind": "topk", "d_sae": 40, "k": 3}, "batch_size": 32, "rows": 320}
+    pair = [trainer(small, tmp_path / name, **settings) for name in "ab"]
+    monkeypatch.setattr("train.groups.SMALL_PRODUCT", 32 * 40 * pair[0].sae.d_in - 1)
+    assert [len(group.trainers) for group in make_groups(pair, workers=1)] == [1, 1]
+
+
+def test_a_stack_is_clipped_member_by_member(small, trainer, tmp_path):
+    settings = {
+        "sae": {"kind": "topk", "d_sae": 40, "k": 3},
+        "batch_size": 32,
+        "rows": 320,
+        "clip_norm": 1e-3,
+    }
+
+    def runs(folder: Path) -> list[Trainer]:
+        found: list[Trainer] = [
+            trainer(small, folder / str(i), seed=i, lr=lr, **settings) for i, lr in enumerate((1e-3, 3e-3))
+        ]
+        for run in found:
+            run.inputs = found[0].inputs
+        return found
+
+    together = runs(tmp_path / "together")
+    with SideBySide(1, World()) as members:
+        train_together(together, members)
+    for i, member in enumerate(together):
+        alone = runs(tmp_path / f"alone{i}")[i]
+        alone.fit()
+        for name, value in alone.sae.state_dict().items():
+            torch.testing.assert_close(member.sae.state_dict()[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_what_a_member_raises_comes_when_all_have_ended():

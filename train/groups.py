@@ -1,0 +1,120 @@
+"""Which dictionaries of a sweep learn as one, and how."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sae.base import SAE, Batch, Losses
+from sae.kernels.portable import CHUNK_ENTRIES
+from sae.stack import stack, unstack_gradients, unstack_losses
+
+from .optim import set_rate
+from .parallel import clip_gradients_
+from .schedule import learning_rate
+from .state import TrainState
+from .step import NotFiniteError
+
+if TYPE_CHECKING:
+    from .trainer import Trainer
+
+SMALL_PRODUCT = 2**28
+"""Multiplications of an encoder's product on a CPU up to which a stack is quicker than members side by side."""
+
+
+class Group:
+    """Trainers that learn as one: those of one configuration a stack, any other by itself.
+
+    Parameters
+    ----------
+    trainers
+        Of which several are stacked from now on: see `sae.stack`.
+
+    Attributes
+    ----------
+    trainers
+        Their states and dictionaries are as they are alone after every step.
+    """
+
+    def __init__(self, trainers: Sequence[Trainer]) -> None:
+        self.trainers = tuple(trainers)
+        self._lead = lead = self.trainers[0]
+        self._sae: SAE = lead.sae
+        self._losses: Losses | None = None
+        if len(self.trainers) > 1:
+            self._sae = stack([trainer.sae for trainer in self.trainers])
+            silent = torch.cat([trainer.state.silent_rows for trainer in self.trainers])
+            self._state = TrainState(silent, lead.state.step, lead.state.rows, len(self.trainers))
+
+    def probe(self, batch: Batch) -> float:
+        """Return the seconds of a step without its update, the better of two; changes nothing."""
+        times = []
+        for _ in range(2):
+            started = time.perf_counter()
+            torch.autograd.backward(self._learn(batch).total.sum())
+            times.append(time.perf_counter() - started)
+            self._sae.zero_grad()
+        return min(times)
+
+    def step(self, batch: Batch, position: Mapping[str, Any]) -> None:
+        """Learn from a batch; see `Trainer.step`."""
+        if len(self.trainers) == 1:
+            self._losses = self._lead.step(batch, position)
+            return
+        sae, world = self._sae, self._lead.world
+        sae.zero_grad()
+        losses = self._learn(batch)
+        for trainer, loss in zip(self.trainers, losses.total.tolist(), strict=True):
+            if not math.isfinite(loss):
+                raise trainer.stopped(NotFiniteError(f"loss {loss}"), batch, position)
+        torch.autograd.backward(losses.total.sum())
+        sae.before_step()
+        unstack_gradients(sae, [trainer.sae for trainer in self.trainers])
+        for trainer in self.trainers:
+            clip_gradients_(trainer.sae, trainer.plan.clip_norm, world)
+            set_rate(trainer.optimiser, learning_rate(trainer.state.step, trainer.plan))
+            trainer.optimiser.step()
+        sae.after_step(losses, world=world)
+        self._state.advance(losses.codes, world)
+        silent = self._state.silent_rows.chunk(len(self.trainers))
+        for trainer, own in zip(self.trainers, silent, strict=True):
+            trainer.state = TrainState(own, self._state.step, self._state.rows)
+        self._losses = losses
+
+    def losses(self) -> list[Losses]:
+        """Return what the last batch cost each."""
+        assert self._losses is not None
+        return [self._losses] if len(self.trainers) == 1 else unstack_losses(self._sae, self._losses)
+
+    def _learn(self, batch: Batch) -> Losses:
+        members, lead = len(self.trainers), self._lead
+        state = lead.state if members == 1 else self._state
+        if members > 1:
+            batch = Batch(batch.x.repeat(members, 1))
+        return self._sae.losses(batch, dead=state.dead(lead.plan.dead_after_rows), world=lead.world)
+
+
+def make_groups(trainers: Sequence[Trainer], *, workers: int) -> list[Group]:
+    """Return trainers in groups, so that as many as work at once have as much to do each.
+
+    Those of one configuration, which differ in seed and learning rate only, are stacked where they are so small that
+    calling costs more than computing. Processes that share the work take their dictionaries in turn.
+    """
+    alike: dict[str, list[Trainer]] = {}
+    for number, trainer in enumerate(trainers):
+        alike.setdefault(str(trainer.sae.config) if _gains(trainer) else str(number), []).append(trainer)
+    most = math.ceil(len(trainers) / workers)
+    return [
+        Group(same[start : start + most]) for same in alike.values() for start in range(0, len(same), most)
+    ]
+
+
+def _gains(trainer: Trainer) -> bool:
+    sae, world = trainer.sae, trainer.world
+    entries = trainer.plan.batch_size * sae.d_sae
+    small = entries <= CHUNK_ENTRIES if world.device.type == "cuda" else entries * sae.d_in <= SMALL_PRODUCT
+    return sae.stackable and world.size == 1 and small
