@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import torch
 from rich.table import Table
 
 from activations_cache.store import ActivationStore
 from sae.errors import ConfigError
 from sae.world import find_device
+from train.calibration import calibrate
 from train.machines import GPUS, Machine, probe
 from train.planner import DEAD_SHARE, Estimate, Job, Mesh, choose, describe
 from train.progress import duration
@@ -44,7 +46,7 @@ def show_plan(config: RunConfig, console: Console, *, gpus: int, gpu: str, d_in:
     if gpus < 1:
         raise ConfigError("there is nothing to plan for", got=f"--gpus {gpus}", expected="1 or more")
     job = _job(config, d_in)
-    machine = probe(find_device(config.device), ranks=gpus) if gpu == HERE else GPUS[gpu]
+    machine = _measured(job, find_device(config.device), gpus) if gpu == HERE else GPUS[gpu]
     chosen, weighed = choose(job, machine, gpus)
     asked = config.train.mesh if config.train is not None else None
     given = None if asked is None or asked.feature == 1 else Mesh(gpus // asked.feature, asked.feature)
@@ -52,6 +54,10 @@ def show_plan(config: RunConfig, console: Console, *, gpus: int, gpu: str, d_in:
     console.print(_traffic(chosen))
     console.print(_meshes(weighed, chosen, given, job))
     console.note(_summary(chosen, job, machine))
+
+
+def _measured(job: Job, device: torch.device, ranks: int) -> Machine:
+    return calibrate(probe(device, ranks=ranks), job, device, ranks=ranks)
 
 
 def _job(config: RunConfig, d_in: int | None) -> Job:

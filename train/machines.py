@@ -120,7 +120,7 @@ def probe(device: torch.device, *, ranks: int) -> Machine:
     bandwidth = 2 * source.nbytes / _fastest(lambda: target.copy_(source), device)
     host = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     on_gpu = device.type == "cuda"
-    share = 1.0 if on_gpu else min(1.0, (os.cpu_count() or 1) / (ranks * torch.get_num_threads()))
+    share = share_of_threads(device, ranks)
     memory = float(torch.cuda.mem_get_info(device)[1]) if on_gpu else host / ranks
     name = (
         torch.cuda.get_device_name(device) if on_gpu else f"this machine, {torch.get_num_threads()} threads"
@@ -142,6 +142,13 @@ def probe(device: torch.device, *, ranks: int) -> Machine:
             **dict.fromkeys(("local", "remote", "read"), "assumed"),
         },
     )
+
+
+def share_of_threads(device: torch.device, ranks: int) -> float:
+    """Return the share of its threads that each of so many ranks of this host has for itself; of a GPU, all."""
+    if device.type == "cuda":
+        return 1.0
+    return min(1.0, (os.cpu_count() or 1) / (ranks * torch.get_num_threads()))
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:

@@ -27,6 +27,7 @@ from activations_cache.seal import seal
 from activations_cache.writer import StoreWriter
 from sae.base import SAEConfig
 from sae.config import parse_config
+from train.calibration import calibrate
 from train.machines import probe
 from train.plan import TrainConfig
 from train.planner import Job, Mesh, describe, estimate
@@ -107,12 +108,14 @@ def main() -> None:
     parser.add_argument("--kinds", default="topk,batch_topk")
     parser.add_argument("--steps", type=int, default=8)
     args = parser.parse_args()
-    machine = probe(torch.device("cpu"), ranks=1)
+    device = torch.device("cpu")
+    machine = probe(device, ranks=1)
     for size in args.sizes:
         for kind in args.kinds.split(","):
             with tempfile.TemporaryDirectory() as name:
                 job, peak, speed = measure(kind, size, args.steps, Path(name))
-            found = estimate(job, Mesh(1, 1), machine, dead_share=0.0)
+            like = calibrate(machine, job, device, ranks=1)
+            found = estimate(job, Mesh(1, 1), like, dead_share=0.0)
             planned, pace = found.peak_host, job.plan.batch_size / found.step_seconds
             print(
                 f"{kind:<11} {size:<18} memory {peak / 2**20:6.0f} MiB, planned {planned / 2**20:6.0f}: "

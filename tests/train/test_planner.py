@@ -14,7 +14,8 @@ import sae.architectures  # noqa: F401 - registers the kinds
 from sae.base import SAEConfig
 from sae.config import parse_config
 from sae.errors import ConfigError
-from train.machines import GPUS, probe
+from train.calibration import calibrate
+from train.machines import GPUS, probe, share_of_threads
 from train.plan import TrainConfig
 from train.planner import Job, Mesh, choose, describe, estimate, layouts, smallest
 
@@ -79,6 +80,42 @@ def test_the_probe_measures_and_says_what_it_assumes():
     assert 1e8 < machine.matmul < 1e15 and 1e8 < machine.bandwidth < 1e13
     assert machine.memory * 2 == pytest.approx(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     assert machine.sources["matmul"] == "measured" and machine.sources["read"] == "assumed"
+
+
+@pytest.mark.parametrize(("d_in", "ranks"), [(128, 1), (4096, 1), (128, 64)])
+def test_rates_are_those_that_a_step_like_the_planned_one_reaches(d_in, ranks, monkeypatch):
+    timed = []
+    monkeypatch.setattr(
+        "train.calibration._step_seconds", lambda config, like, device: timed.append(like) or 3.0
+    )
+    device, wide = torch.device("cpu"), job(d_in=d_in)
+    machine = probe(device, ranks=ranks)
+    found = calibrate(machine, wide, device, ranks=ranks)
+    (like,) = timed
+    assert (like.d_in, like.k, like.per_row) == (d_in, wide.k, True)
+    assert like.plan.batch_size <= wide.plan.batch_size // ranks
+    assert like.plan.batch_size * like.d_sae * d_in <= 2**30
+    assert like.d_sae >= 32 * like.k
+    # this process measures with threads that so many ranks would share
+    expected = 3.0 / share_of_threads(device, ranks)
+    assert estimate(like, Mesh(1, 1), found, dead_share=0.0).step_seconds == pytest.approx(expected)
+    assert found.matmul / machine.matmul == pytest.approx(found.bandwidth / machine.bandwidth)
+    assert (
+        replace(found, matmul=machine.matmul, bandwidth=machine.bandwidth, sources=machine.sources) == machine
+    )
+
+
+def test_a_real_step_is_timed():
+    device = torch.device("cpu")
+    small = describe(
+        parse_config(SAEConfig, {"kind": "batch_topk", "d_sae": 64, "k": 8}, where="test"),
+        parse_config(TrainConfig, {"rows": 10**6, "batch_size": 32}, where="test"),
+        d_in=16,
+    )
+    machine = probe(device, ranks=1)
+    found = calibrate(machine, small, device, ranks=1)
+    assert 0 < found.matmul < machine.matmul, "calling costs more than so small products"
+    assert "that a step of 64 features reaches" in found.sources["matmul"]
 
 
 def test_memory_is_within_15_percent_of_a_real_training(tmp_path):
