@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,6 +46,7 @@ class Group:
         self._lead = lead = self.trainers[0]
         self._sae: SAE = lead.sae
         self._losses: Losses | None = None
+        self._each: list[Losses] = []
         if len(self.trainers) > 1:
             self._sae = stack([trainer.sae for trainer in self.trainers])
             silent = torch.cat([trainer.state.silent_rows for trainer in self.trainers])
@@ -63,7 +65,7 @@ class Group:
     def step(self, batch: Batch, position: Mapping[str, Any]) -> None:
         """Learn from a batch; see `Trainer.step`."""
         if len(self.trainers) == 1:
-            self._losses = self._lead.step(batch, position)
+            self._each = [self._lead.step(batch, position)]
             return
         sae, world = self._sae, self._lead.world
         sae.zero_grad()
@@ -83,12 +85,14 @@ class Group:
         silent = self._state.silent_rows.chunk(len(self.trainers))
         for trainer, own in zip(self.trainers, silent, strict=True):
             trainer.state = TrainState(own, self._state.step, self._state.rows)
-        self._losses = losses
+        self._losses, self._each = losses, []
 
     def losses(self) -> list[Losses]:
         """Return what the last batch cost each."""
-        assert self._losses is not None
-        return [self._losses] if len(self.trainers) == 1 else unstack_losses(self._sae, self._losses)
+        if not self._each:
+            assert self._losses is not None
+            self._each = unstack_losses(self._sae, self._losses)
+        return self._each
 
     def _learn(self, batch: Batch) -> Losses:
         members, lead = len(self.trainers), self._lead
@@ -101,12 +105,13 @@ class Group:
 def make_groups(trainers: Sequence[Trainer], *, workers: int) -> list[Group]:
     """Return trainers in groups, so that as many as work at once have as much to do each.
 
-    Those of one configuration, which differ in seed and learning rate only, are stacked where they are so small that
-    calling costs more than computing. Processes that share the work take their dictionaries in turn.
+    Those that differ in seed and learning rate only are stacked where they are so small that calling costs more than
+    computing. Processes that share the work take their dictionaries in turn.
     """
     alike: dict[str, list[Trainer]] = {}
     for number, trainer in enumerate(trainers):
-        alike.setdefault(str(trainer.sae.config) if _gains(trainer) else str(number), []).append(trainer)
+        shape = trainer.sae.config, trainer.sae.precision, replace(trainer.plan, lr=0.0)
+        alike.setdefault(str(shape) if _gains(trainer) else str(number), []).append(trainer)
     most = math.ceil(len(trainers) / workers)
     return [
         Group(same[start : start + most]) for same in alike.values() for start in range(0, len(same), most)

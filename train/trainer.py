@@ -208,17 +208,14 @@ def _step(
         return (time.perf_counter() - started) / len(group.trainers)
 
     for group, seconds in zip(groups, members.each(learn, groups), strict=True):
-        for trainer in group.trainers:
+        for number, trainer in enumerate(group.trainers):
             monitors[trainer].stepped(seconds)
             trainer.checkpoints.poll()
-    state, plan = lead.state, lead.plan
-    if state.step < plan.steps and state.step % lead.config.log_every:
-        return
-    losses = {t: own for group in groups for t, own in zip(group.trainers, group.losses(), strict=True)}
-    for trainer, monitor in monitors.items():
-        metrics = monitor.record(batch.x, losses[trainer], trainer.state)
-        if trainer is lead:
-            progress(state.step, plan.steps, line(metrics))
+            state, plan = trainer.state, trainer.plan
+            if state.step == plan.steps or state.step % trainer.config.log_every == 0:
+                metrics = monitors[trainer].record(batch.x, group.losses()[number], state)
+                if trainer is lead:
+                    progress(state.step, plan.steps, line(metrics))
 
 
 def _start_or_resume(trainers: Sequence[Trainer], members: SideBySide, *, announced: bool) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -107,6 +108,11 @@ def test_small_ones_of_one_configuration_are_stacked(small, trainer, tmp_path):
     assert sizes(alike, 2) == [3, 2], "each of those who work at once has a share"
     assert sizes([make(0), make(1, k=4), make(2), make(3, kind="lista")], 1) == [2, 1, 1]
     assert sizes([make(0, kind="lista"), make(1, kind="lista")], 1) == [1, 1]
+    other = make(1)
+    other.plan = replace(other.plan, lr=1e-5)
+    assert sizes([make(0), other], 1) == [2]
+    other.plan = replace(other.plan, dead_after_rows=7)
+    assert sizes([make(0), other], 1) == [1, 1]
 
 
 def test_large_ones_are_not_stacked(small, trainer, tmp_path, monkeypatch):
