@@ -85,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
                 "--gpu",
                 choices=MACHINES,
                 default=MACHINES[0],
-                help="of which kind; here = measured by a probe",
+                help="of which kind; here = measured by a probe and a few steps",
             )
             command.add_argument("--d-in", type=int, help="width of the activations, before the harvest")
     concepts = commands.add_parser("concepts", help="work on concept files").add_subparsers(required=True)

@@ -138,6 +138,7 @@ class SAE(nn.Module, ABC):
     members: int = 1
 
     def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
         # not inherited: what a kind does otherwise than the one it is made of may not hold for several
         cls.stackable = cls.__dict__.get("stackable", False)
 

@@ -1,4 +1,4 @@
-"""Several dictionaries of one configuration as one, so that each product of a step is computed for all at once."""
+"""Several dictionaries of one configuration as one, so that a step calls what it computes with once for all."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ def stack(saes: Sequence[SAE]) -> SAE:
     """Return dictionaries laid end to end: their parameters are those of the stack from now on, seen in part.
 
     A stack reads the members' batches one after another, [members * batch, d_in]; codes, dead features and
-    gradients are numbered through all members, and losses come one for each. A member learns what it learns alone, on a
-    GPU to rounding.
+    gradients are numbered through all members, and losses come one for each. A member learns what it learns alone, to
+    rounding.
 
     Parameters
     ----------
@@ -27,6 +27,7 @@ def stack(saes: Sequence[SAE]) -> SAE:
     first = saes[0]
     assert first.stackable
     assert all(s.config == first.config and s.d_in == first.d_in for s in saes)
+    assert not first._non_persistent_buffers_set
     whole = copy.copy(first)
     whole._parameters, whole._buffers = {}, {}
     whole.members, whole.d_sae = len(saes), len(saes) * first.d_sae

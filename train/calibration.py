@@ -26,13 +26,15 @@ _LARGEST = {"cpu": 2**30, "cuda": 2**36}
 """Multiplications of the encoder's product in the steps that are timed."""
 
 _MOST_ROWS = {"cpu": 2048, "cuda": 8192}
+_MOST_WEIGHTS = {"cpu": 2**23, "cuda": 2**26}
+"""Of each matrix; eight of them are held."""
 _FEATURES_PER_CODE = 32
 """At least, where the job has as many: with fewer the kernels go other ways."""
 _STEPS = 5
 
 
 def calibrate(machine: Machine, job: Job, device: torch.device, *, ranks: int) -> Machine:
-    """Return a machine whose rates are those that steps of a dictionary like the planned one reach; takes a second.
+    """Return a machine whose rates are those that steps of a dictionary like the planned one reach; takes some seconds.
 
     Selection and sparse sums run below the rates of large products and copies, and the more so the smaller a step
     is, so a step is timed that is as wide and as sparse as the job's, with as many rows and features as a short
@@ -47,11 +49,13 @@ def calibrate(machine: Machine, job: Job, device: torch.device, *, ranks: int) -
     device
         Where to measure.
     ranks
-        Ranks of the plan; of features and rows a step of theirs has its share.
+        Ranks of the plan; the timed step has at most a rank's share of the rows.
     """
-    largest, sparse = _LARGEST[device.type] // job.d_in, min(job.d_sae, _FEATURES_PER_CODE * job.k)
+    largest = _LARGEST[device.type] // job.d_in
+    most = max(job.k, min(job.d_sae, _MOST_WEIGHTS[device.type] // job.d_in))
+    sparse = min(most, _FEATURES_PER_CODE * job.k)
     rows = max(1, min(job.plan.batch_size // ranks, _MOST_ROWS[device.type], largest // sparse))
-    features = max(sparse, min(job.d_sae, largest // rows))
+    features = max(sparse, min(most, largest // rows))
     settings = {"kind": "topk" if job.per_row else "batch_topk", "d_sae": features, "k": job.k}
     config = parse_config(SAEConfig, settings, where="calibration")
     train = parse_config(TrainConfig, {"rows": 1000 * rows, "batch_size": rows}, where="calibration")

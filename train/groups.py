@@ -26,6 +26,12 @@ if TYPE_CHECKING:
 SMALL_PRODUCT = 2**28
 """Multiplications of an encoder's product on a CPU up to which a stack is quicker than members side by side."""
 
+TINY_PRODUCT, FEW = 2**25, 4
+"""Multiplications up to which a stack of four on one thread is quicker than its members on a thread each."""
+
+STACK_ENTRIES = 2**27
+"""Entries of a stack's reconstructions and of its pre-activations at most (512 MiB in fp32)."""
+
 
 class Group:
     """Trainers that learn as one: those of one configuration a stack, any other by itself.
@@ -45,8 +51,6 @@ class Group:
         self.trainers = tuple(trainers)
         self._lead = lead = self.trainers[0]
         self._sae: SAE = lead.sae
-        self._losses: Losses | None = None
-        self._each: list[Losses] = []
         if len(self.trainers) > 1:
             self._sae = stack([trainer.sae for trainer in self.trainers])
             silent = torch.cat([trainer.state.silent_rows for trainer in self.trainers])
@@ -62,17 +66,15 @@ class Group:
             self._sae.zero_grad()
         return min(times)
 
-    def step(self, batch: Batch, position: Mapping[str, Any]) -> None:
-        """Learn from a batch; see `Trainer.step`."""
+    def step(self, batch: Batch, position: Mapping[str, Any]) -> Losses:
+        """Learn from a batch and return what it costs, of a stack all of it; see `Trainer.step`."""
         if len(self.trainers) == 1:
-            self._each = [self._lead.step(batch, position)]
-            return
+            return self._lead.step(batch, position)
         sae, world = self._sae, self._lead.world
-        sae.zero_grad()
         losses = self._learn(batch)
         for trainer, loss in zip(self.trainers, losses.total.tolist(), strict=True):
             if not math.isfinite(loss):
-                raise trainer.stopped(NotFiniteError(f"loss {loss}"), batch, position)
+                raise self._stopped(trainer, NotFiniteError(f"loss {loss}"), batch, position)
         torch.autograd.backward(losses.total.sum())
         sae.before_step()
         unstack_gradients(sae, [trainer.sae for trainer in self.trainers])
@@ -80,19 +82,28 @@ class Group:
             clip_gradients_(trainer.sae, trainer.plan.clip_norm, world)
             set_rate(trainer.optimiser, learning_rate(trainer.state.step, trainer.plan))
             trainer.optimiser.step()
+            trainer.optimiser.zero_grad()
+        sae.zero_grad()
         sae.after_step(losses, world=world)
         self._state.advance(losses.codes, world)
         silent = self._state.silent_rows.chunk(len(self.trainers))
         for trainer, own in zip(self.trainers, silent, strict=True):
             trainer.state = TrainState(own, self._state.step, self._state.rows)
-        self._losses, self._each = losses, []
+        return losses
 
-    def losses(self) -> list[Losses]:
-        """Return what the last batch cost each."""
-        if not self._each:
-            assert self._losses is not None
-            self._each = unstack_losses(self._sae, self._losses)
-        return self._each
+    def apart(self, losses: Losses) -> list[Losses]:
+        """Return what a batch cost each."""
+        return [losses] if len(self.trainers) == 1 else unstack_losses(self._sae, losses)
+
+    def _stopped(
+        self, wild: Trainer, error: NotFiniteError, batch: Batch, position: Mapping[str, Any]
+    ) -> Exception:
+        """Return what to raise, after a checkpoint of all: they stand before the same step."""
+        stop = wild.stopped(error, batch, position)
+        for trainer in self.trainers:
+            trainer.save()
+            trainer.checkpoints.finish()
+        return stop
 
     def _learn(self, batch: Batch) -> Losses:
         members, lead = len(self.trainers), self._lead
@@ -112,14 +123,28 @@ def make_groups(trainers: Sequence[Trainer], *, workers: int) -> list[Group]:
     for number, trainer in enumerate(trainers):
         shape = trainer.sae.config, trainer.sae.precision, replace(trainer.plan, lr=0.0)
         alike.setdefault(str(shape) if _gains(trainer) else str(number), []).append(trainer)
-    most = math.ceil(len(trainers) / workers)
-    return [
-        Group(same[start : start + most]) for same in alike.values() for start in range(0, len(same), most)
-    ]
+    share = math.ceil(len(trainers) / workers)
+    groups = []
+    for same in alike.values():
+        most = _most(same[0], share)
+        groups += [Group(same[start : start + most]) for start in range(0, len(same), most)]
+    return groups
+
+
+def _most(trainer: Trainer, share: int) -> int:
+    """Return how many are stacked, given what each of those who work at once would get."""
+    width = trainer.plan.batch_size * max(trainer.sae.d_in, trainer.sae.d_sae)
+    least = FEW if _product(trainer) <= TINY_PRODUCT else 1
+    return max(1, min(max(share, least), STACK_ENTRIES // width))
+
+
+def _product(trainer: Trainer) -> int:
+    return trainer.plan.batch_size * trainer.sae.d_in * trainer.sae.d_sae
 
 
 def _gains(trainer: Trainer) -> bool:
     sae, world = trainer.sae, trainer.world
-    entries = trainer.plan.batch_size * sae.d_sae
-    small = entries <= CHUNK_ENTRIES if world.device.type == "cuda" else entries * sae.d_in <= SMALL_PRODUCT
+    small = _product(trainer) <= SMALL_PRODUCT
+    if world.device.type == "cuda":
+        small = trainer.plan.batch_size * sae.d_sae <= CHUNK_ENTRIES
     return sae.stackable and world.size == 1 and small

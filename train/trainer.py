@@ -158,8 +158,7 @@ def train_together(
     """Train dictionaries on the same batches to the end, from the last step that all have a checkpoint of.
 
     They share their inputs, batch size and number of steps, so that every batch is read once. Each gets the bits
-    that it gets alone on as many threads as `members` gives it; on a GPU those of a stack (`train.groups`) get
-    them to rounding.
+    that it gets alone on as many threads as `members` gives it; in a stack (`train.groups`), those to rounding.
     """
     lead = trainers[0]
     about = _start_or_resume(trainers, members, announced=progress is not silent)
@@ -202,18 +201,20 @@ def _step(
     position = lead.inputs.loader.state_dict()
     batch = lead.inputs.next()
 
-    def learn(group: Group) -> float:
+    def learn(group: Group) -> tuple[Losses, float]:
         started = time.perf_counter()
-        group.step(batch, position)
-        return (time.perf_counter() - started) / len(group.trainers)
+        losses = group.step(batch, position)
+        return losses, (time.perf_counter() - started) / len(group.trainers)
 
-    for group, seconds in zip(groups, members.each(learn, groups), strict=True):
+    for group, (losses, seconds) in zip(groups, members.each(learn, groups), strict=True):
+        own: list[Losses] = []
         for number, trainer in enumerate(group.trainers):
             monitors[trainer].stepped(seconds)
             trainer.checkpoints.poll()
             state, plan = trainer.state, trainer.plan
             if state.step == plan.steps or state.step % trainer.config.log_every == 0:
-                metrics = monitors[trainer].record(batch.x, group.losses()[number], state)
+                own = own or group.apart(losses)
+                metrics = monitors[trainer].record(batch.x, own[number], state)
                 if trainer is lead:
                     progress(state.step, plan.steps, line(metrics))
 

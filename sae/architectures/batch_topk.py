@@ -106,8 +106,7 @@ class BatchTopK(SAE):
 def _smallest(codes: SparseCodes, members: int) -> Tensor:
     """Return the smallest code, infinity where there is none; of a stack, each member's."""
     values = codes.values.detach()
-    parts = torch.cat([values, values.new_full((1,), torch.inf)]) if members == 1 else values
     if members == 1:
-        return parts.min()
+        return torch.cat([values, values.new_full((1,), torch.inf)]).min()
     starts = codes.offsets[:: codes.rows // members]
     return torch.segment_reduce(values, "min", offsets=starts, initial=torch.inf)

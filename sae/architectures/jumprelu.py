@@ -110,7 +110,8 @@ class JumpReLU(SAE):
     def after_step(self, losses: Losses, *, world: World) -> None:
         """Restore unit decoder rows, bring L0 closer to k, and keep thresholds above half the bandwidth."""
         super().after_step(losses, world=world)
-        active = sums(torch.ones_like(losses.codes.values), losses.codes, self.members)
+        codes = losses.codes
+        active = codes.offsets[:: codes.rows // self.members].diff().float().view_as(self.log_penalty)
         l0 = world.all_reduce(active) / (global_rows(losses.x_hat, world) // self.members)
         excess = (l0 / self.config.k).clamp(math.exp(-1), math.e).log()
         self.log_penalty.add_(RATE * excess)

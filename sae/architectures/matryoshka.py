@@ -69,7 +69,9 @@ class Matryoshka(BatchTopK):
         """Return the mean squared error over prefixes + aux_alpha · AuxK, codes chosen over the global batch."""
         x, codes = batch.x, self._compete(batch.x)
         here = [min(max(p - self.first_feature, 0), self.d_sae) for p in self.prefixes]
-        own = codes._replace(features=codes.features % (self.d_sae // self.members))
+        own = codes
+        if self.members > 1:
+            own = codes._replace(features=codes.features % (self.d_sae // self.members))
         cut = cut_by_feature(own, here)._replace(features=codes.features)
         return self._nested_losses(x, codes, cut, dead, world)
 

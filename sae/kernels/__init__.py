@@ -121,7 +121,7 @@ def find_kernels(
     Raises
     ------
     ConfigError
-        No kernels of that name, or not for this device.
+        No kernels of that name, or not for this device or a stack.
     """
     from .cpu import CpuKernels
     from .portable import PortableKernels
@@ -140,6 +140,8 @@ def find_kernels(
     }
     if name not in known:
         raise ConfigError("unknown kernels", got=repr(name), expected=", ".join(["auto", *known, "triton"]))
+    if name == "reference" and members > 1:
+        raise ConfigError("the reference kernels know single dictionaries only", got=f"a stack of {members}")
     return known[name]()
 
 

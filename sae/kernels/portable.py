@@ -102,7 +102,7 @@ class PortableKernels:
             guess = sample.new_zeros(self.members) if whole else sample.topk(rank).values[:, -1]
             guess = guess.nan_to_num().clamp(min=0)
             codes = self._select_above(x, W, b, guess.view(-1, 1, 1) if self.members > 1 else guess[0])
-            counts = codes.offsets[:: max(1, rows)].diff()
+            counts = codes.offsets[::rows].diff()
             if bool(((counts >= total) | (guess == 0)).all()):
                 return concatenate([cut(part, total) for part in split(codes, self.members)])
             wanted *= 4
@@ -199,7 +199,7 @@ class PortableKernels:
         width, own = len(W) // self.members, len(x) // self.members
         rows = max(1, min(ROWS_PER_CHUNK, CHUNK_ENTRIES // max(1, width)))
         if self.members > 1 and (own <= rows or x.is_cuda):
-            yield from self._products_of_members(x, W, b)
+            yield from self._products_of_members(x, W, b, rows)
             return
         buffer = x.new_empty(min(rows, own), width)
         for m in range(self.members):
@@ -209,12 +209,12 @@ class PortableKernels:
                 yield torch.addmm(b_m, chunk, W_m.T, out=buffer[: len(chunk)]), slice(m, m + 1)
 
     def _products_of_members(
-        self, x: Tensor, W: Tensor, b: Tensor
+        self, x: Tensor, W: Tensor, b: Tensor, rows: int
     ) -> Iterator[tuple[Float[Tensor, "chunk width"], slice]]:
-        """Yield the products of as many members at once as a chunk holds."""
+        """Yield the products of as many members at once as so many rows hold; on a GPU, as many as fit a chunk."""
         x, W, b = (part.view(self.members, -1, part.shape[-1]) for part in (x, W, b.view(self.members, -1)))
         own, width = x.shape[1], W.shape[1]
-        fit = CHUNK_ENTRIES // (own * width) if x.is_cuda else ROWS_PER_CHUNK // own
+        fit = CHUNK_ENTRIES // (own * width) if x.is_cuda else rows // own
         buffer = x.new_empty(min(self.members, max(1, fit)), own, width)
         for m in range(0, self.members, len(buffer)):
             these = slice(m, min(m + len(buffer), self.members))
@@ -222,7 +222,7 @@ class PortableKernels:
             if x.is_cuda:
                 torch.baddbmm(b[these], x[these], W[these].mT, out=pre)
             else:
-                # the bits that a member has alone
+                # no slower than a batched product, and the bits that a member has alone where memory is aligned
                 for x_m, W_m, b_m, out in zip(x[these], W[these], b[these], pre, strict=True):
                     torch.addmm(b_m, x_m, W_m.T, out=out)
             yield pre.view(-1, width), these

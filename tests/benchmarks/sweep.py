@@ -1,9 +1,10 @@
 """A sweep of same-shape members against as many lone runs: time, and bytes read from the store.
 
-    python -m tests.benchmarks.sweep [--members N] [--size d_in/d_sae/k/batch] [--steps N] [--rounds N]
+    python -m tests.benchmarks.sweep [--kind KIND] [--members N] [--size d_in/d_sae/k/batch] [--steps N] [--rounds N]
 
-Sweep and lone runs are interleaved; the ratio is of the best and of the median. Bytes are those of the rows
-that the loader reads, decompressed. A run during which other processes used more than 0.2 of a core is invalid.
+A sweep as it comes, one whose members are not stacked and lone runs are interleaved; ratios are of the best and of
+the median. Bytes are those of the rows that the loader reads, decompressed. A run during which other processes used
+more than 0.2 of a core is invalid.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from sae.world import World
 from tests.benchmarks.step import machine_seconds
 from tests.train.runs import plant
 from tests.train.test_train_sae import HOOK, write
+from train import groups
 from train.plan import TrainConfig
 from train.run import Run, train_saes
 from train.sweep import Member, make_members
@@ -66,6 +69,7 @@ def count_reads() -> list[int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--kind", default="topk")
     parser.add_argument("--members", type=int, default=8)
     parser.add_argument("--size", default="128/2048/16/4096")
     parser.add_argument("--steps", type=int, default=100)
@@ -74,16 +78,18 @@ def main() -> None:
     torch.use_deterministic_algorithms(True)
     reads = count_reads()
     d_in, d_sae, k, batch = map(int, args.size.split("/"))
-    base = parse_config(SAEConfig, {"kind": "topk", "d_sae": d_sae, "k": k}, where="benchmark")
+    base = parse_config(SAEConfig, {"kind": args.kind, "d_sae": d_sae, "k": k}, where="benchmark")
     config = TrainConfig(rows=args.steps * batch, batch_size=batch, checkpoint_every=10**6)
     members = make_members(base, config, 0, {"seed": list(range(args.members))})
-    costs: dict[str, list[Cost]] = {"sweep": [], "alone": []}
+    costs: dict[str, list[Cost]] = {"sweep": [], "not stacked": [], "alone": []}
     with tempfile.TemporaryDirectory() as name:
         rows = plant(args.steps * batch, d_in=d_in, features=6 * d_in)
         store = write(Path(name) / "activations.zarr", rows.x.numpy())
         machine, mine, wall = machine_seconds(), time.process_time(), time.perf_counter()
         for _ in range(args.rounds):
             costs["sweep"].append(train(store, [members], reads))
+            with mock.patch.object(groups, "SMALL_PRODUCT", 0):
+                costs["not stacked"].append(train(store, [members], reads))
             costs["alone"].append(train(store, [(member,) for member in members], reads))
         others = machine_seconds() - machine - (time.process_time() - mine)
         busy = max(0.0, others / (time.perf_counter() - wall))
@@ -91,9 +97,10 @@ def main() -> None:
         seconds = [cost.seconds for cost in found]
         best, median = min(seconds), statistics.median(seconds)
         print(f"{kind}: best {best:.1f} s, median {median:.1f} s, {found[0].read / 1e6:,.1f} MB read")
-    for name, of in (("best", min), ("median", statistics.median)):
-        ratio = of(c.seconds for c in costs["alone"]) / of(c.seconds for c in costs["sweep"])
-        print(f"{args.members} lone runs take {ratio:.2f} times as long ({name})")
+    for other in ("not stacked", "alone"):
+        for name, of in (("best", min), ("median", statistics.median)):
+            ratio = of(c.seconds for c in costs[other]) / of(c.seconds for c in costs["sweep"])
+            print(f"{other}: {ratio:.2f} times as long ({name})")
     print(f"{'valid' if busy <= 0.2 else 'INVALID'}: other processes used {busy:.2f} cores")
 
 

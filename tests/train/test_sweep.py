@@ -18,7 +18,7 @@ from sae.config import parse_config
 from sae.errors import ConfigError
 from sae.world import World
 from tests.train.test_train_sae import HOOK, write
-from train.checkpoint import complete
+from train.checkpoint import complete, newest_common
 from train.frontier import Point, as_svg, as_table, frontier, own_seconds, read_sweep, write_sweep
 from train.groups import make_groups
 from train.plan import TrainConfig
@@ -95,7 +95,7 @@ def test_side_by_side_members_have_the_bits_that_they_have_one_after_the_other(s
     assert weights(tmp_path) == weights(swept)
 
 
-def test_small_ones_of_one_configuration_are_stacked(small, trainer, tmp_path):
+def test_small_ones_of_one_configuration_are_stacked(small, trainer, tmp_path, monkeypatch):
     def make(number: int, **sae: Any) -> Trainer:
         given = {"kind": "topk", "d_sae": 40, "k": 3, **sae}
         return trainer(small, tmp_path / str(number), sae=given, batch_size=32, rows=320)
@@ -105,12 +105,20 @@ def test_small_ones_of_one_configuration_are_stacked(small, trainer, tmp_path):
 
     alike = [make(i) for i in range(5)]
     assert sizes(alike, 1) == [5]
+    assert sizes(alike, 2) == [4, 1], "so small ones are not spread over threads"
+    monkeypatch.setattr("train.groups.TINY_PRODUCT", 0)
     assert sizes(alike, 2) == [3, 2], "each of those who work at once has a share"
+    assert sizes(alike, 8) == [1] * 5
+    monkeypatch.setattr("train.groups.STACK_ENTRIES", 2 * 32 * 40)
+    assert sizes(alike, 1) == [2, 2, 1]
     assert sizes([make(0), make(1, k=4), make(2), make(3, kind="lista")], 1) == [2, 1, 1]
     assert sizes([make(0, kind="lista"), make(1, kind="lista")], 1) == [1, 1]
     other = make(1)
     other.plan = replace(other.plan, lr=1e-5)
     assert sizes([make(0), other], 1) == [2]
+    other.sae.precision = "bf16"
+    assert sizes([make(0), other], 1) == [1, 1]
+    other = make(1)
     other.plan = replace(other.plan, dead_after_rows=7)
     assert sizes([make(0), other], 1) == [1, 1]
 
@@ -120,6 +128,28 @@ def test_large_ones_are_not_stacked(small, trainer, tmp_path, monkeypatch):
     pair = [trainer(small, tmp_path / name, **settings) for name in "ab"]
     monkeypatch.setattr("train.groups.SMALL_PRODUCT", 32 * 40 * pair[0].sae.d_in - 1)
     assert [len(group.trainers) for group in make_groups(pair, workers=1)] == [1, 1]
+
+
+def test_a_stack_knows_who_was_silent_before(small, trainer, tmp_path):
+    settings = {"sae": {"kind": "topk", "d_sae": 40, "k": 3}, "batch_size": 32, "rows": 320}
+
+    def pair(folder: Path) -> list[Trainer]:
+        found: list[Trainer] = [trainer(small, folder / str(i), seed=i, **settings) for i in range(2)]
+        # as after a checkpoint
+        for i, run in enumerate(found):
+            run.state.silent_rows[5 * i : 20] = run.plan.dead_after_rows
+        return found
+
+    alone, together = pair(tmp_path / "alone"), pair(tmp_path / "together")
+    batch, position = alone[0].inputs.peek(), alone[0].inputs.loader.state_dict()
+    (group,) = make_groups(together, workers=1)
+    found = group.apart(group.step(batch, position))
+    for run, member, losses in zip(alone, together, found, strict=True):
+        expected = run.step(batch, position)
+        assert expected.parts["auxk"] > 0
+        torch.testing.assert_close(losses.parts["auxk"], expected.parts["auxk"])
+        assert member.state.silent_rows.equal(run.state.silent_rows)
+        assert (member.state.step, member.state.rows) == (run.state.step, run.state.rows) == (1, 32)
 
 
 def test_a_stack_is_clipped_member_by_member(small, trainer, tmp_path):
@@ -236,6 +266,7 @@ def test_a_member_that_diverges_is_named(small, trainer, tmp_path):
         pytest.raises(TrainingError, match=r"topk of 40 features, k 3, learning rate 1e\+30"),
     ):
         train_together(runs, members)
+    assert newest_common([run.checkpoints for run in runs]) == 1, "both stand before the same step"
 
 
 def test_runs_of_other_batches_are_refused(store, tmp_path):
