@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from functools import partial
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -263,24 +262,13 @@ class SAE(nn.Module, ABC):
 
     def _revive(self, x: Float[Tensor, "batch d_in"], losses: Losses, dead: Tensor, world: World) -> Losses:
         """Add aux_alpha · AuxK."""
-        revival = self._revival(x, losses.x_hat, dead, world)
+        parameters = (self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+        revival = auxk(
+            x, losses.x_hat, parameters, dead=dead, k_aux=self.k_aux, kernels=self._kernels(members=1),
+            world=world, members=self.members,
+        )  # fmt: skip
         total = losses.total + self.config.aux_alpha * revival
         return losses._replace(total=total, parts={**losses.parts, "auxk": revival.detach()})
-
-    def _revival(self, x: Tensor, x_hat: Tensor, dead: Tensor, world: World) -> Tensor:
-        """Return AuxK; of a stack, each member's."""
-        weights = (self.W_enc, self.b_enc, self.W_dec)
-        explained = partial(auxk, k_aux=self.k_aux, kernels=self._kernels(members=1), world=world)
-        if self.members == 1:
-            return explained(x, x_hat, (*weights, self.b_dec), dead=dead)
-        owner = torch.arange(len(dead), device=dead.device) // (len(dead) // self.members)
-        shares = zip(*(part.chunk(self.members) for part in (x, x_hat, self.b_dec)), strict=True)
-        return torch.stack(
-            [
-                explained(x_m, x_hat_m, (*weights, b_dec), dead=dead & (owner == m))
-                for m, (x_m, x_hat_m, b_dec) in enumerate(shares)
-            ]
-        )
 
 
 class InferenceOnly(SAE):

@@ -37,7 +37,8 @@ def auxk(
     k_aux: int,
     kernels: Kernels,
     world: World,
-) -> Float[Tensor, ""]:
+    members: int = 1,
+) -> Float[Tensor, "..."]:
     """Return how badly the dead features explain what the live ones leave over.
 
     With e = x - x̂ and ê = Σ pre_j W_dec[j] over the k_aux dead features of largest pre-activation per row:
@@ -48,13 +49,13 @@ def auxk(
     x, x_hat
         Inputs and the main reconstruction.
     parameters
-        W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in].
+        W_enc [d_sae, d_in], b_enc [d_sae], W_dec [d_sae, d_in], b_dec [d_in], of a stack end to end.
     dead
         This shard's features that have been silent for long; none in any shard gives 0.
     k_aux
         Dead features that share in one row; ties at the last place go to the lower feature.
     kernels
-        What computes; those of all shards together.
+        What computes; those of all shards together, of a stack those of one.
 
     References
     ----------
@@ -63,6 +64,19 @@ def auxk(
     feature is mostly one with negative pre-activations and a ReLU would leave it without a gradient; b_dec
     gets no gradient; with fewer than k_aux dead features the loss shrinks in proportion.
     """
+    if members > 1:
+        W_enc, b_enc, W_dec, b_decs = parameters
+        owner = torch.arange(len(dead), device=dead.device) // (len(dead) // members)
+        shares = zip(x.chunk(members), x_hat.chunk(members), b_decs.chunk(members), strict=True)
+        return torch.stack(
+            [
+                auxk(
+                    x_m, x_hat_m, (W_enc, b_enc, W_dec, b_dec), dead=dead & (owner == m), k_aux=k_aux, kernels=kernels,
+                    world=world,
+                )
+                for m, (x_m, x_hat_m, b_dec) in enumerate(shares)
+            ]
+        )  # fmt: skip
     chosen = dead.nonzero().squeeze(1)
     n_dead = int(world.all_reduce(dead.sum(), axis="feature"))
     if n_dead == 0:

@@ -10,15 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from sae.base import SAE, Batch, Losses
+from sae.base import Batch, Losses
 from sae.kernels.portable import CHUNK_ENTRIES
-from sae.stack import stack, unstack_gradients, unstack_losses
+from sae.stack import stack, unstack_losses
 
-from .optim import set_rate
-from .parallel import clip_gradients_
-from .schedule import learning_rate
 from .state import TrainState
-from .step import NotFiniteError
+from .step import Learner, NotFiniteError, step_together
 
 if TYPE_CHECKING:
     from .trainer import Trainer
@@ -50,7 +47,7 @@ class Group:
     def __init__(self, trainers: Sequence[Trainer]) -> None:
         self.trainers = tuple(trainers)
         self._lead = lead = self.trainers[0]
-        self._sae: SAE = lead.sae
+        self._sae, self._state = lead.sae, lead.state
         if len(self.trainers) > 1:
             self._sae = stack([trainer.sae for trainer in self.trainers])
             silent = torch.cat([trainer.state.silent_rows for trainer in self.trainers])
@@ -61,7 +58,9 @@ class Group:
         times = []
         for _ in range(2):
             started = time.perf_counter()
-            torch.autograd.backward(self._learn(batch).total.sum())
+            dead = self._state.dead(self._lead.plan.dead_after_rows)
+            losses = self._sae.losses(self._repeated(batch), dead=dead, world=self._lead.world)
+            torch.autograd.backward(losses.total.sum())
             times.append(time.perf_counter() - started)
             self._sae.zero_grad()
         return min(times)
@@ -70,22 +69,13 @@ class Group:
         """Learn from a batch and return what it costs, of a stack all of it; see `Trainer.step`."""
         if len(self.trainers) == 1:
             return self._lead.step(batch, position)
-        sae, world = self._sae, self._lead.world
-        losses = self._learn(batch)
-        for trainer, loss in zip(self.trainers, losses.total.tolist(), strict=True):
-            if not math.isfinite(loss):
-                raise self._stopped(trainer, NotFiniteError(f"loss {loss}"), batch, position)
-        torch.autograd.backward(losses.total.sum())
-        sae.before_step()
-        unstack_gradients(sae, [trainer.sae for trainer in self.trainers])
-        for trainer in self.trainers:
-            clip_gradients_(trainer.sae, trainer.plan.clip_norm, world)
-            set_rate(trainer.optimiser, learning_rate(trainer.state.step, trainer.plan))
-            trainer.optimiser.step()
-            trainer.optimiser.zero_grad()
-        sae.zero_grad()
-        sae.after_step(losses, world=world)
-        self._state.advance(losses.codes, world)
+        learners = [Learner(t.sae, t.optimiser, t.plan) for t in self.trainers]
+        try:
+            losses = step_together(
+                self._sae, learners, self._state, self._repeated(batch), world=self._lead.world
+            )
+        except NotFiniteError as error:
+            raise self._stopped(error, batch, position) from error
         silent = self._state.silent_rows.chunk(len(self.trainers))
         for trainer, own in zip(self.trainers, silent, strict=True):
             trainer.state = TrainState(own, self._state.step, self._state.rows)
@@ -95,22 +85,17 @@ class Group:
         """Return what a batch cost each."""
         return [losses] if len(self.trainers) == 1 else unstack_losses(self._sae, losses)
 
-    def _stopped(
-        self, wild: Trainer, error: NotFiniteError, batch: Batch, position: Mapping[str, Any]
-    ) -> Exception:
+    def _stopped(self, error: NotFiniteError, batch: Batch, position: Mapping[str, Any]) -> Exception:
         """Return what to raise, after a checkpoint of all: they stand before the same step."""
-        stop = wild.stopped(error, batch, position)
+        stop = self.trainers[error.member].stopped(error, batch, position)
         for trainer in self.trainers:
             trainer.save()
             trainer.checkpoints.finish()
         return stop
 
-    def _learn(self, batch: Batch) -> Losses:
-        members, lead = len(self.trainers), self._lead
-        state = lead.state if members == 1 else self._state
-        if members > 1:
-            batch = Batch(batch.x.repeat(members, 1))
-        return self._sae.losses(batch, dead=state.dead(lead.plan.dead_after_rows), world=lead.world)
+    def _repeated(self, batch: Batch) -> Batch:
+        """Return the batch as each member reads it."""
+        return batch if len(self.trainers) == 1 else Batch(batch.x.repeat(len(self.trainers), 1))
 
 
 def make_groups(trainers: Sequence[Trainer], *, workers: int) -> list[Group]:

@@ -1,12 +1,15 @@
-"""One step of training: from a batch to changed parameters."""
+"""One step of training: from a batch to changed parameters, of a dictionary or of a stack."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 
 from sae.base import SAE, Batch, Losses
+from sae.stack import unstack_gradients
 from sae.world import World
 
 from .optim import set_rate
@@ -17,7 +20,25 @@ from .state import TrainState
 
 
 class NotFiniteError(ArithmeticError):
-    """The loss is infinite or not a number; nothing was changed."""
+    """A loss is infinite or not a number; nothing was changed.
+
+    Attributes
+    ----------
+    member
+        Whose it is; 0 for a dictionary by itself.
+    """
+
+    def __init__(self, loss: float, member: int) -> None:
+        super().__init__(f"loss {loss}")
+        self.member = member
+
+
+class Learner(NamedTuple):
+    """A dictionary, what changes it, and how fast."""
+
+    sae: SAE
+    optimiser: torch.optim.Optimizer
+    plan: Plan
 
 
 def train_step(
@@ -29,28 +50,53 @@ def train_step(
     plan: Plan,
     world: World,
 ) -> Losses:
-    """Take one step of gradient descent on scaled rows, with all ranks.
+    """Take one step of gradient descent on scaled rows, with all ranks; see `step_together`."""
+    return step_together(sae, [Learner(sae, optimiser, plan)], state, batch, world=world)
+
+
+def step_together(
+    whole: SAE, learners: Sequence[Learner], state: TrainState, batch: Batch, *, world: World
+) -> Losses:
+    """Take one step of gradient descent on scaled rows, with all ranks, for a dictionary or all members of a stack.
 
     Dead features are judged before the step. Gradients are summed over the ranks' rows; that of the decoder is
-    made tangent; then their norm is limited. Rows of the decoder are brought back to unit norm after Adam,
-    whose step is not tangent.
+    made tangent; then their norm is limited, each learner's by itself. Rows of the decoder are brought back to unit
+    norm after Adam, whose step is not tangent.
+
+    Parameters
+    ----------
+    whole
+        The dictionary, or the stack (`sae.stack`) that the learners are the members of.
+    learners
+        Of one plan, but for the learning rate.
+    state
+        Of the whole.
+    batch
+        Rows; of a stack, those of all members.
+    world
+        Who computes; of a stack, one process.
 
     Raises
     ------
     NotFiniteError
-        The loss of the global batch is not finite; on all ranks parameters, optimiser and state are as before.
+        The loss of the global batch is not finite; on all ranks parameters, optimisers and state are as before.
     """
-    optimiser.zero_grad()
-    losses = sae.losses(batch, dead=state.dead(plan.dead_after_rows), world=world)
-    loss = float(world.all_reduce(losses.total.detach(), axis="data"))
-    if not math.isfinite(loss):
-        raise NotFiniteError(f"loss {loss}")
-    torch.autograd.backward(losses.total)
-    sum_gradients_(sae, world)
-    sae.before_step()
-    clip_gradients_(sae, plan.clip_norm, world)
-    set_rate(optimiser, learning_rate(state.step, plan))
-    optimiser.step()
-    sae.after_step(losses, world=world)
+    for sae in {whole, *(learner.sae for learner in learners)}:
+        sae.zero_grad()
+    losses = whole.losses(batch, dead=state.dead(learners[0].plan.dead_after_rows), world=world)
+    totals = world.all_reduce(losses.total.detach(), axis="data")
+    for member, loss in enumerate(totals.view(-1).tolist()):
+        if not math.isfinite(loss):
+            raise NotFiniteError(loss, member)
+    torch.autograd.backward(losses.total.sum())
+    sum_gradients_(whole, world)
+    whole.before_step()
+    if len(learners) > 1:
+        unstack_gradients(whole, [learner.sae for learner in learners])
+    for sae, optimiser, plan in learners:
+        clip_gradients_(sae, plan.clip_norm, world)
+        set_rate(optimiser, learning_rate(state.step, plan))
+        optimiser.step()
+    whole.after_step(losses, world=world)
     state.advance(losses.codes, world)
     return losses

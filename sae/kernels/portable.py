@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae.codes import SparseCodes, concatenate, offsets_of, split
+from sae.codes import SparseCodes, concatenate, offsets_of, split, subset
 
 from .explanation import Explanation, explain_densely
 
@@ -294,7 +294,7 @@ class PortableKernels:
         if threshold.ndim:
             each = len(W) // self.members if threshold.numel() < len(W) else 1
             limits = threshold.flatten()[exact.features // each]
-        return _kept(exact, ~(exact.values <= limits))
+        return subset(exact, ~(exact.values <= limits))
 
     def _numbered(self, parts: Sequence[SparseCodes], d_sae: int) -> SparseCodes:
         """Return the codes of consecutive chunks as one, with features numbered through all members."""
@@ -322,7 +322,7 @@ def cut(codes: SparseCodes, total: int) -> SparseCodes:
     kept = ~(values <= smallest)
     ties = (values == smallest).nonzero().squeeze(1)[: total - int(kept.sum())]
     kept[ties] = True
-    return _kept(codes, kept)
+    return subset(codes, kept)
 
 
 _weighted_sum: Callable[..., Tensor] = partial(F.embedding_bag, mode="sum", include_last_offset=True)
@@ -338,11 +338,6 @@ def bags(
     if len(members) == 0:
         return rows.new_zeros(len(starts) - 1, rows.shape[1])
     return _weighted_sum(members, rows, starts, per_sample_weights=weights)
-
-
-def _kept(codes: SparseCodes, kept: Tensor) -> SparseCodes:
-    counts = codes.row_ids()[kept].bincount(minlength=codes.rows)
-    return SparseCodes(codes.values[kept], codes.features[kept], offsets_of(counts))
 
 
 def _empty(x: Tensor) -> SparseCodes:
