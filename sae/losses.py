@@ -86,14 +86,15 @@ def auxk(
     residual = x - x_hat.detach()
     centred, weights = x - b_dec.detach(), (W_enc, b_enc, W_dec)
     error = explain(centred, residual, weights, chosen=chosen, k=k_aux, kernels=kernels)
-    mean = world.all_reduce(residual.sum(0), axis="data") / global_rows(x, world)
+    own = torch.cat([residual.sum(0), torch.stack([_squares(residual), _squares(x)])])
+    sums = world.all_reduce(own, axis="data")
+    variance = sums[-2] - _squares(sums[:-2]) / global_rows(x, world)
     # a residual below the rounding of x is explained already
-    least = torch.finfo(x.dtype).eps * _squares(x)
-    variance, least = world.all_reduce(torch.stack([_squares(residual - mean), least]), axis="data")
+    least = torch.finfo(x.dtype).eps * sums[-1]
     return min(n_dead / k_aux, 1.0) * error / torch.maximum(variance, least)
 
 
-def _squares(x: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
+def _squares(x: Float[Tensor, "*_shape"]) -> Float[Tensor, ""]:
     norm: Tensor = torch.linalg.vector_norm(x)
     return norm.square()
 

@@ -16,9 +16,13 @@ ROWS_AT_ONCE = 4096
 
 
 @torch.no_grad()
-def sum_gradients_(sae: SAE, world: World) -> None:
-    """Sum every gradient along `data`, in place; a parameter that got none takes part with zeros."""
-    small = []
+def sum_gradients_(sae: SAE, loss: Tensor, world: World) -> Tensor:
+    """Sum every gradient along `data`, in place, and return the sum of the ranks' losses.
+
+    A parameter that got no gradient takes part with zeros.
+    """
+    total = loss.detach().clone().view(-1)
+    small = [total]
     for _, parameter in _trained(sae):
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -26,10 +30,13 @@ def sum_gradients_(sae: SAE, world: World) -> None:
             world.sum_(parameter.grad, axis="data")
         else:
             small.append(parameter.grad)
-    message = torch.cat([gradient.flatten() for gradient in small]) if small else torch.empty(0)
+    if world.axes["data"] == 1:
+        return total
+    message = torch.cat([part.flatten() for part in small])
     world.sum_(message, axis="data")
-    for gradient, part in zip(small, torch.split(message, [g.numel() for g in small]), strict=True):
-        gradient.copy_(part.view_as(gradient))
+    for part, summed in zip(small, torch.split(message, [g.numel() for g in small]), strict=True):
+        part.copy_(summed.view_as(part))
+    return total
 
 
 @torch.no_grad()

@@ -297,7 +297,7 @@ def _sent(job: Job, mesh: Mesh, dead: int) -> dict[str, float]:
         sample = math.ceil(1.5 * job.k * max(1, SAMPLE_ROWS // mesh.data))
         along_all = (n - 1) * _FLOAT * sample + _ring(n) * _COUNTS
     # gradients, and which features fired
-    along_data = d * (_FLOAT * (job.trained / mesh.feature + job.trained_shared) + 8 * features)
+    along_data = d * (_FLOAT * (job.trained / mesh.feature + job.trained_shared) + features)
     return {"feature": along_feature, "data": along_data, "all": along_all}
 
 

@@ -45,10 +45,9 @@ class TrainState:
 
     def advance(self, codes: SparseCodes, world: World) -> None:
         """Count one step."""
-        own = torch.tensor(codes.rows // self.members, device=self.silent_rows.device)
-        rows = int(world.all_reduce(own, axis="data"))
-        fired = codes.features.bincount(minlength=len(self.silent_rows)).clamp(max=1)
-        fired = world.all_reduce(fired, "max", axis="data")
-        self.silent_rows = torch.where(fired > 0, 0, self.silent_rows + rows)
+        rows = codes.rows // self.members * world.axes["data"]
+        fired = codes.features.bincount(minlength=len(self.silent_rows)) > 0
+        fired = world.all_reduce(fired.to(torch.uint8), "max", axis="data") > 0
+        self.silent_rows = torch.where(fired, 0, self.silent_rows + rows)
         self.rows += rows
         self.step += 1

@@ -84,12 +84,10 @@ def step_together(
     for sae in {whole, *(learner.sae for learner in learners)}:
         sae.zero_grad()
     losses = whole.losses(batch, dead=state.dead(learners[0].plan.dead_after_rows), world=world)
-    totals = world.all_reduce(losses.total.detach(), axis="data")
-    for member, loss in enumerate(totals.view(-1).tolist()):
+    torch.autograd.backward(losses.total.sum())
+    for member, loss in enumerate(sum_gradients_(whole, losses.total, world).tolist()):
         if not math.isfinite(loss):
             raise NotFiniteError(loss, member)
-    torch.autograd.backward(losses.total.sum())
-    sum_gradients_(whole, world)
     whole.before_step()
     if len(learners) > 1:
         unstack_gradients(whole, [learner.sae for learner in learners])

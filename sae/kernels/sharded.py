@@ -7,6 +7,7 @@ times k + d_in, never to the dictionary.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -80,8 +81,8 @@ class ShardedKernels:
     ) -> SparseCodes:
         """Keep the k · rows largest positive entries over the rows and the features of all ranks.
 
-        All ranks collect what exceeds one guess, made from rows of all of them; if that is too little, a lower
-        guess follows. What is too much is cut at the threshold that `kth_largest` finds.
+        All ranks collect what exceeds one guess, made from rows of all of them, and cut what is too much at the
+        threshold that `kth_largest` finds; if that is too little, a lower guess follows.
         """
         world = self.world
         total = min(k, len(W) * world.axes["feature"]) * len(x) * world.axes["data"]
@@ -89,11 +90,12 @@ class ShardedKernels:
         while True:
             guess = self._guess(x, W, b, wanted)
             codes = self.inner.select_above(x, W, b, threshold=guess)
-            found = int(world.all_reduce(torch.tensor(len(codes.values), device=x.device)))
-            if found >= total or float(guess) == 0:
-                break
+            found = kth_largest(codes.values, total, world=world)
+            if found is not None:
+                return self._cut(codes, total, found)
+            if float(guess) == 0:
+                return codes
             wanted *= 4
-        return self._cut(codes, total) if found > total else codes
 
     def select_above(
         self,
@@ -159,9 +161,9 @@ class ShardedKernels:
         rank = math.ceil(wanted * rows * self.world.axes["data"])
         return together.topk(rank).values[-1] if rank < len(together) else together.new_zeros(())
 
-    def _cut(self, codes: SparseCodes, total: int) -> SparseCodes:
-        """Keep the `total` largest codes of all ranks."""
-        smallest, above, equal = kth_largest(codes.values, total, world=self.world)
+    def _cut(self, codes: SparseCodes, total: int, found: KthLargest) -> SparseCodes:
+        """Keep the `total` largest codes of all ranks, of which the smallest was found."""
+        smallest, above, equal = found
         kept = ~(codes.values <= smallest)
         tied = codes.values == smallest
         free = total - above
@@ -188,8 +190,16 @@ def sharded(kernels: Kernels, world: World) -> Kernels:
     return kernels if world.size == 1 else ShardedKernels(kernels, world)
 
 
-def kth_largest(values: Float[Tensor, "nnz"], k: int, *, world: World) -> tuple[Float[Tensor, ""], int, int]:
-    """Return the k-th largest of the positive values of all ranks, how many exceed it and how many equal it.
+class KthLargest(NamedTuple):
+    """A value among those of all ranks: how many exceed it, and how many equal it."""
+
+    value: Float[Tensor, ""]
+    above: int
+    equal: int
+
+
+def kth_largest(values: Float[Tensor, "nnz"], k: int, *, world: World) -> KthLargest | None:
+    """Return the k-th largest of the positive values of all ranks; None if there are fewer.
 
     Positive floats are ordered as their bits are, so the bits are settled from the highest on, eleven at a
     time, each time by one count over all ranks: exact, with the same brackets everywhere, and the traffic
@@ -200,7 +210,7 @@ def kth_largest(values: Float[Tensor, "nnz"], k: int, *, world: World) -> tuple[
     values
         Of this rank; NaN or positive.
     k
-        At least 1 and at most the number of values of all ranks.
+        At least 1.
     world
         Who else computes.
     """
@@ -214,11 +224,15 @@ def kth_largest(values: Float[Tensor, "nnz"], k: int, *, world: World) -> tuple[
         inside = bits[(bits >> (left + width)) == prefix]
         counts = ((inside >> left) & ((1 << width) - 1)).long().bincount(minlength=1 << width)
         from_top = world.all_reduce(counts).flip(0).cumsum(0)
+        # only in the first round, which counts all
+        if above + int(from_top[-1]) < k:
+            return None
         place = int((above + from_top < k).sum())
         above += int(from_top[place - 1]) if place else 0
         equal = int(from_top[place]) - (int(from_top[place - 1]) if place else 0)
         prefix = (prefix << width) | ((1 << width) - 1 - place)
-    return torch.tensor(prefix, dtype=integer, device=values.device).view(values.dtype), above, equal
+    value = torch.tensor(prefix, dtype=integer, device=values.device).view(values.dtype)
+    return KthLargest(value, above, equal)
 
 
 def _padded(

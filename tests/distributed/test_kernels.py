@@ -88,7 +88,9 @@ def extremes(world: World) -> tuple[float, int]:
     """Shards whose largest values are 10 and 2, of which the 20 largest are wanted."""
     rank = world.rank
     values = torch.linspace(0.001, 1, 300) * (10 if rank == 0 else 2)
-    threshold, above, equal = kth_largest(values, 20, world=world)
+    found = kth_largest(values, 20, world=world)
+    assert found is not None
+    threshold, above, equal = found
     assert above + equal == 20
     return float(threshold), int((values >= threshold).sum())
 
@@ -109,10 +111,13 @@ def test_the_threshold_is_the_kth_of_a_sort(dtype):
     values = torch.cat([values, values[:300], torch.tensor([1e-40, 1e30, float("nan")], dtype=dtype)])
     descending = values.nan_to_num(nan=torch.inf).sort(descending=True).values
     for k in (1, 2, 3, 10, 500, len(values) - 1, len(values)):
-        threshold, above, equal = kth_largest(values, k, world=World())
+        found = kth_largest(values, k, world=World())
+        assert found is not None
+        threshold, above, equal = found
         assert float(threshold.nan_to_num(nan=torch.inf)) == float(descending[k - 1])
         assert above == int((descending > descending[k - 1]).sum())
         assert equal == int((descending == descending[k - 1]).sum())
+    assert kth_largest(values, len(values) + 1, world=World()) is None
 
 
 def products(world: World) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:

@@ -118,18 +118,17 @@ def test_a_wandb_that_cannot_start_is_left_alone(small, trainer, tmp_path, monke
 def test_dead_counters_count_global_rows():
     class TwoRanks(World):
         def all_reduce(self, value, op="sum", *, axis=None):
-            assert axis == "data"
-            other = torch.tensor(5) if value.dim() == 0 else torch.tensor([0, 0, 1])
-            return value + other if op == "sum" else torch.maximum(value, other)
+            assert (op, axis) == ("max", "data")
+            return torch.maximum(value, torch.tensor([0, 0, 1], dtype=value.dtype))
 
     state = TrainState.start(3, torch.device("cpu"))
     mine = from_dense(torch.tensor([[1.0, 0, 0], [2, 0, 0]]))
-    state.advance(mine, TwoRanks())
-    assert state.silent_rows.tolist() == [0, 7, 0]
+    state.advance(mine, TwoRanks(rank=0, size=2, axes={"data": 2, "feature": 1}))
+    assert state.silent_rows.tolist() == [0, 4, 0]
     state.advance(mine, World())
-    assert state.silent_rows.tolist() == [0, 9, 2]
-    assert (state.step, state.rows) == (2, 9)
-    assert state.dead(9).tolist() == [False, True, False]
+    assert state.silent_rows.tolist() == [0, 6, 2]
+    assert (state.step, state.rows) == (2, 6)
+    assert state.dead(6).tolist() == [False, True, False]
 
 
 def test_a_loss_that_is_not_finite_stops_with_the_batch_and_a_checkpoint(small, trainer, tmp_path):
