@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -12,14 +13,14 @@ from jaxtyping import Int64, Shaped
 from safetensors.numpy import save
 
 from .commits import Commit, SplitBlock
-from .copying import FileThreads, Scratch, Turns
+from .copying import FileThreads, Turns
 from .durable import crc32c
-from .formats import to_float32
 from .index import index_block
 from .moments import Moments, merge_moments
 from .places import Place
 from .schema import COLUMNS, ArraySpec, Description
-from .shards import write_shard
+from .shards import Copying, write_shard
+from .summing import RowSums
 
 
 def run_starts(
@@ -244,14 +245,26 @@ def write_block(
 
 
 def _write(shard: _Shard, description: Description, turns: Turns) -> tuple[int, list[Moments]]:
-    moments: list[Moments] = []
-    given = shard.spec.logical_dtype
+    found: list[Moments] = []
+    rows = description.geometry.chunk_rows
 
-    def visit(chunk: np.ndarray, scratch: Scratch) -> None:
-        if shard.array not in COLUMNS:
-            exact = None if given == "float32" else scratch.array("exact", chunk.shape, "float32")
-            rows32 = to_float32(chunk, given, exact)
-            moments.append(Moments.of(rows32, covariance=description.covariance, scratch=scratch))
+    def again() -> Iterator[np.ndarray]:
+        for start in range(0, len(shard.order), rows):
+            yield np.take(shard.source, shard.order[start : start + rows], axis=0)
+
+    @contextmanager
+    def copying() -> Iterator[Copying]:
+        with turns.turn() as scratch:
+            if shard.array in COLUMNS:
+                yield Copying(scratch)
+                return
+            width = description.hooks[shard.array]
+            sums = RowSums(
+                shard.spec.logical_dtype, width, covariance=description.covariance, scratch=scratch
+            )
+            yield Copying(scratch, sums.add)
+            # before the turn ends: then the rows' memory is used again
+            found.append(sums.moments(again))
 
     crc = write_shard(
         shard.path,
@@ -259,7 +272,6 @@ def _write(shard: _Shard, description: Description, turns: Turns) -> tuple[int, 
         shard.order,
         spec=shard.spec,
         geometry=description.geometry,
-        visit=visit,
-        copying=turns.turn(),
+        copying=copying(),
     )
-    return crc, moments
+    return crc, found

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int64
 from .formats import to_stored
 from .schema import ArraySpec
 
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 4 << 20
 
 
 class FreeSlots(NamedTuple):
@@ -101,9 +101,14 @@ class RowBuffer:
         if len(slots) and slots[-1] - slots[0] == len(slots) - 1 and (np.diff(slots) == 1).all():
             to_stored(rows, target[slots[0] : slots[0] + len(slots)], self._logical[name])
             return
-        step = max(1, _PIECE_BYTES // (target.itemsize * target.shape[1]))
+        # a row as one opaque item: copied whole
+        row = np.dtype((np.void, target.itemsize * target.shape[1]))
+        if rows.dtype == target.dtype and rows.flags.c_contiguous:
+            target.view(row)[slots] = rows.view(row)
+            return
+        step = max(1, _PIECE_BYTES // row.itemsize)
         piece = np.empty((min(step, len(slots)), target.shape[1]), target.dtype)
         for i in range(0, len(slots), step):
-            part = rows[i : i + step]
-            to_stored(part, piece[: len(part)], self._logical[name])
-            target[slots[i : i + step]] = piece[: len(part)]
+            part = piece[: len(rows[i : i + step])]
+            to_stored(rows[i : i + step], part, self._logical[name])
+            target.view(row)[slots[i : i + step]] = part.view(row)

@@ -6,8 +6,9 @@ fast as numpy's half precision, and no pool of threads that stalls when the mach
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Shaped
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _PIECE = 32000
+_LONG_ROW = 4096
 _ROUNDS_TO_INFINITY = {"float32": 2.0**128 - 2.0**103, "float16": 65520.0, "bfloat16": 2.0**128 - 2.0**119}
 
 
@@ -79,7 +81,7 @@ def check_range(
         One is not; the message says which hook, entity, position and time.
     """
     limit = _ROUNDS_TO_INFINITY[dtype]
-    if x.size == 0 or _largest(x) < limit:
+    if x.size == 0 or float(largest_magnitude(x).view(x.dtype)) < limit:
         return
     row, dimension = np.argwhere(~(np.abs(x.astype(np.float64)) < limit))[0].tolist()
     value = float(x[row, dimension])
@@ -93,19 +95,35 @@ def check_range(
     )
 
 
-def _largest(x: Float[np.ndarray, "rows d_in"]) -> float:
-    """Return the largest absolute value; not a number if there is one that is not."""
-    if x.dtype == np.float16:
-        bits = np.ascontiguousarray(x).view(np.uint16).reshape(-1)
-        # in pieces, so that what is made on the way stays in the cache
-        largest = max(
-            int(np.bitwise_and(bits[i : i + _PIECE], 0x7FFF).max()) for i in range(0, len(bits), _PIECE)
-        )
-        return float(np.asarray(largest, np.uint16).view(np.float16))
-    return float(np.maximum(x.max(), -x.min()))
+def largest_magnitude(x: Shaped[np.ndarray, "rows d_in"], axis: Literal[0] | None = None) -> np.ndarray:
+    """Return the bits of the largest absolute value as unsigned integers; what is not a number is largest of all.
+
+    Floats of one sign are ordered as their bits are, in every format.
+
+    Parameters
+    ----------
+    x
+        At least one row of floats, or their bits.
+    axis
+        0 for that of each dimension.
+    """
+    size, width = x.itemsize, x.shape[1]
+    if axis == 0 and x.flags.c_contiguous:
+        # long rows take less time by value
+        fold = math.gcd(len(x), max(1, _LONG_ROW // width))
+        x = x.reshape(len(x) // fold, -1)
+    positive, negative = x.view(f"i{size}").max(axis=axis), x.view(f"u{size}").max(axis=axis)
+    sign = negative.dtype.type(1 << (8 * size - 1))
+    largest: np.ndarray = np.maximum(
+        np.maximum(positive, 0).astype(negative.dtype), np.where(negative < sign, 0, negative ^ sign)
+    )
+    return largest if axis is None else largest.reshape(-1, width).max(axis=0)
 
 
 def _cast(source: np.ndarray, target: np.ndarray, source_dtype: str, target_dtype: str) -> None:
+    import torch
+
     given, wanted = as_tensor(source, source_dtype).view(-1), as_tensor(target, target_dtype).view(-1)
-    for i in range(0, len(given), _PIECE):
-        wanted[i : i + _PIECE].copy_(given[i : i + _PIECE])
+    # one call: threads that call often wait for each other
+    starts = range(0, len(given), _PIECE)
+    torch._foreach_copy_([wanted[i : i + _PIECE] for i in starts], [given[i : i + _PIECE] for i in starts])

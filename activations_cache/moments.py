@@ -11,16 +11,6 @@ from jaxtyping import Float32, Float64, Int64
 
 from sae.errors import StoreError
 
-from .copying import Scratch
-
-_PIECE_ELEMENTS = 1 << 20
-_PRODUCT_ELEMENTS = 1 << 13
-_GROUP = 32
-_CANCELLATION = 100.0
-"""Sum of squares over sum of squared deviations beyond which their difference has lost too many digits."""
-_TINY = 2.0**-100
-"""Largest square of a dimension below which its squares may have lost digits."""
-
 
 @dataclass(frozen=True)
 class Moments:
@@ -46,10 +36,6 @@ class Moments:
 
     Notes
     -----
-    Values and squares are summed in float32 over groups of at most 32 rows, the groups in float64. Where the
-    mean is large beside the deviations, or a square leaves the range of float32, a dimension is summed again
-    about its mean in float64. So the mean is right to 1e-7 of the root mean square and the variance to 1e-5
-    of itself whatever the data, and both to 1e-8 or so over many rows; counts and `max_abs` are exact.
     Merging is Chan, Golub and LeVeque's pairwise update; any order of merging gives the same numbers up to
     the rounding of float64, and exactly the same counts and extremes.
     """
@@ -73,50 +59,18 @@ class Moments:
         return cls(0, zero, zero, np.zeros(d_in, np.float32), 0.0, np.zeros(cls.NORM_BINS, np.int64))
 
     @classmethod
-    def of(
+    def of_norms(
         cls,
-        rows: Float32[np.ndarray, "rows d_in"],
+        norms: Float64[np.ndarray, " rows"],
         *,
-        covariance: bool = False,
-        scratch: Scratch | None = None,
+        mean: Float64[np.ndarray, " d_in"],
+        squares: Float64[np.ndarray, " d_in"],
+        max_abs: Float32[np.ndarray, " d_in"],
+        products: Float64[np.ndarray, "d_in d_in"] | None = None,
     ) -> Moments:
-        """Return the moments of some rows, on request with their covariance, in float64.
-
-        Parameters
-        ----------
-        rows
-            The rows.
-        covariance
-            Whether to sum the products of dimensions too.
-        scratch
-            Memory to work in; new memory by default.
-
-        Examples
-        --------
-        >>> Moments.of(np.array([[0.0], [2.0]], np.float32)).variance
-        array([1.])
-        """
-        n, d_in = rows.shape
-        if n == 0:
-            return cls.empty(d_in)
-        with np.errstate(over="ignore", invalid="ignore"):
-            norms = np.vecdot(rows, rows).astype(np.float64)
-            sums, squares, largest = _sums(rows, scratch or Scratch())
-        mean = sums / n
-        deviations = squares - sums * mean
-        unsafe = ~((squares <= _CANCELLATION * deviations) & (largest > _TINY) & (largest < np.inf))
-        max_abs = np.sqrt(largest)
-        if unsafe.any():
-            x = rows[:, unsafe]
-            mean[unsafe] = x.mean(axis=0, dtype=np.float64)
-            deviations[unsafe] = _exact_deviations(x, mean[unsafe])
-            max_abs[unsafe] = np.maximum(x.max(axis=0), -x.min(axis=0))
-        if not np.isfinite(norms).all():
-            norms = np.einsum("ij,ij->i", rows, rows, dtype=np.float64)
-        norms = np.sqrt(norms)
+        """Return the moments of rows with these norms."""
         counts = np.bincount(cls._norm_bin(norms), minlength=cls.NORM_BINS)
-        products = _products(rows, mean) if covariance else None
-        return cls(n, mean, deviations, max_abs, float(norms.max()), counts, products)
+        return cls(len(norms), mean, squares, max_abs, float(norms.max()), counts, products)
 
     @classmethod
     def _norm_bin(cls, norms: Float64[np.ndarray, " rows"]) -> Int64[np.ndarray, " rows"]:
@@ -203,54 +157,6 @@ class Moments:
         parts = {name: tensors[f"{prefix}/{name}"] for name in ("mean", "squares", "max_abs", "norm_counts")}
         count, norm = int(tensors[f"{prefix}/count"][0]), float(tensors[f"{prefix}/max_norm"][0])
         return cls(count=count, max_norm=norm, products=tensors.get(f"{prefix}/products"), **parts)
-
-
-def _sums(
-    rows: Float32[np.ndarray, "rows d_in"],
-    scratch: Scratch,
-) -> tuple[Float64[np.ndarray, " d_in"], Float64[np.ndarray, " d_in"], Float32[np.ndarray, " d_in"]]:
-    """Return per dimension the sum, the sum of squares and the largest square."""
-    d_in = rows.shape[1]
-    sums, squares, largest = np.zeros(d_in), np.zeros(d_in), np.zeros(d_in, np.float32)
-    step = max(_GROUP, _PIECE_ELEMENTS // max(d_in, 1) // _GROUP * _GROUP)
-    square = scratch.array("square", (min(step, len(rows)), d_in), "float32")
-    for start in range(0, len(rows), step):
-        piece = rows[start : start + step]
-        part = square[: len(piece)]
-        sums += _column_sums(piece)
-        np.multiply(piece, piece, out=part)
-        squares += _column_sums(part)
-        np.maximum(largest, np.maximum.reduce(part, axis=0), out=largest)
-    return sums, squares, largest
-
-
-def _column_sums(x: Float32[np.ndarray, "rows d_in"]) -> Float64[np.ndarray, " d_in"]:
-    """Sum columns: groups of a few rows in float32, the groups in float64."""
-    # products this small stay in the calling thread, whatever the linear algebra library
-    size = min(_GROUP, max(1, _PRODUCT_ELEMENTS // max(x.shape[1], 1)))
-    whole = len(x) // size * size
-    groups = np.matmul(np.ones((1, size), np.float32), x[:whole].reshape(-1, size, x.shape[1]))
-    total: np.ndarray = groups.sum(axis=(0, 1), dtype=np.float64) + x[whole:].sum(axis=0, dtype=np.float64)
-    return total
-
-
-def _exact_deviations(x: Float32[np.ndarray, "rows d_in"], about: Float64[np.ndarray, " d_in"]) -> np.ndarray:
-    """Return per dimension the sum of squared deviations from a value, in float64."""
-    total = np.zeros(x.shape[1])
-    for start in range(0, len(x), 64):
-        apart = x[start : start + 64] - about
-        total += np.einsum("ij,ij->j", apart, apart)
-    return total
-
-
-def _products(
-    x: Float32[np.ndarray, "rows d_in"], mean: Float64[np.ndarray, " d_in"]
-) -> Float64[np.ndarray, "d_in d_in"]:
-    total = np.zeros((x.shape[1], x.shape[1]))
-    for start in range(0, len(x), 1024):
-        apart = x[start : start + 1024] - mean
-        total += apart.T @ apart
-    return total
 
 
 def merge_moments(parts: Iterable[Moments], d_in: int) -> Moments:

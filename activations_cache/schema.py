@@ -103,10 +103,13 @@ class Geometry:
         """Files that a block with so many rows of one split takes up."""
         return -(-rows // self.shard_rows)
 
+    def chunks_of(self, rows: int) -> int:
+        """Chunks that so many rows of one file take up, the last one padded."""
+        return -(-rows // self.chunk_rows)
+
     def shard_bytes(self, rows: int, row_bytes: int) -> int:
         """Size of a file that holds `rows` rows: whole chunks and the index, each with a checksum."""
-        chunks = -(-rows // self.chunk_rows)
-        return chunks * (self.chunk_rows * row_bytes + 4) + 16 * self.chunks_per_shard + 4
+        return self.chunks_of(rows) * (self.chunk_rows * row_bytes + 4) + 16 * self.chunks_per_shard + 4
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -21,7 +22,15 @@ from .durable import crc32c
 from .places import Place
 from .schema import MISSING_CHUNK, ArraySpec, Geometry
 
-ChunkVisitor = Callable[[np.ndarray, Scratch], None]
+
+_BYTES_AT_ONCE = 2 << 20
+
+
+class Copying(NamedTuple):
+    """What rows are copied with: memory, and who sees the rows piece by piece, padding left out, in order."""
+
+    scratch: Scratch
+    visit: Callable[[np.ndarray], None] = lambda _: None
 
 
 def write_shard(
@@ -31,8 +40,7 @@ def write_shard(
     *,
     spec: ArraySpec,
     geometry: Geometry,
-    visit: ChunkVisitor,
-    copying: AbstractContextManager[Scratch],
+    copying: AbstractContextManager[Copying],
 ) -> int:
     """Write rows `source[order]` as one shard file and return the checksum of its chunks' checksums.
 
@@ -44,33 +52,32 @@ def write_shard(
         Rows to choose from and which ones, in storage order; at most `shard_rows`.
     spec, geometry
         The array that the shard belongs to.
-    visit
-        Called with the rows of each chunk, padding left out, in order, and with memory to work in.
     copying
-        Entered while rows are copied, through the memory that it gives; the sync to the disk is after it.
+        Entered while rows are copied; the sync to the disk is after it.
 
     Raises
     ------
     StoreError
         The disk is full.
     """
-    index = np.full((geometry.chunks_per_shard, 2), MISSING_CHUNK, "<u8")
-    crcs = b""
-    with path.new_file() as file, copying as scratch:
-        rows = geometry.chunk_rows
-        chunk = scratch.array("chunk", (rows, *spec.row_shape), spec.dtype)
-        step = chunk.nbytes + 4
-        for j, start in enumerate(range(0, len(order), rows)):
-            part = order[start : start + rows]
-            np.take(source, part, axis=0, out=chunk[: len(part)], mode="clip")
-            chunk[len(part) :] = spec.fill
-            visit(chunk[: len(part)], scratch)
-            crc = crc32c(chunk).to_bytes(4, "little")
-            crcs += crc
-            index[j] = j * step, step
-            file.write([chunk, crc])
-        tail = index.tobytes()
-        file.write([tail, crc32c(tail).to_bytes(4, "little")])
+    rows, crcs = geometry.chunk_rows, b""
+    chunk_bytes = rows * spec.row_bytes
+    with path.new_file() as file, copying as (scratch, visit):
+        # small chunks several at a time: every call may have to wait for another thread
+        at_once = max(1, min(_BYTES_AT_ONCE // chunk_bytes, geometry.chunks_per_shard))
+        chunks = scratch.array("chunks", (at_once, rows, *spec.row_shape), spec.dtype)
+        held = chunks.reshape(at_once * rows, *spec.row_shape)
+        for start in range(0, len(order), len(held)):
+            part = order[start : start + len(held)]
+            np.take(source, part, axis=0, out=held[: len(part)], mode="clip")
+            whole = chunks[: geometry.chunks_of(len(part))]
+            held[len(part) : len(whole) * rows] = spec.fill
+            visit(held[: len(part)])
+            found = [crc32c(chunk).to_bytes(4, "little") for chunk in whole]
+            crcs += b"".join(found)
+            file.write([piece for chunk in zip(whole, found, strict=True) for piece in chunk])
+        index = _index(len(order), chunk_bytes, geometry).tobytes()
+        file.write([index, crc32c(index).to_bytes(4, "little")])
     return crc32c(crcs)
 
 
@@ -142,6 +149,14 @@ class ArrayReader:
             np.take(window, inside - first, axis=0, out=out[start:end], mode="clip")
 
 
+def _index(rows: int, chunk_bytes: int, geometry: Geometry) -> np.ndarray:
+    """Return offset and length of each chunk of a file, with its checksum."""
+    index = np.full((geometry.chunks_per_shard, 2), MISSING_CHUNK, "<u8")
+    there = np.arange(geometry.chunks_of(rows))
+    index[: len(there), 0], index[: len(there), 1] = there * (chunk_bytes + 4), chunk_bytes + 4
+    return index
+
+
 def shard_problems(path: Place, rows: int, crc: int, *, spec: ArraySpec, geometry: Geometry) -> Iterator[str]:
     """Read a whole shard file and yield what is wrong with it.
 
@@ -164,15 +179,13 @@ def shard_problems(path: Place, rows: int, crc: int, *, spec: ArraySpec, geometr
         yield f"{path} has the wrong size: {len(data)} bytes, expected {want}"
         return
     step = geometry.chunk_rows * spec.row_bytes + 4
-    chunks = -(-rows // geometry.chunk_rows)
-    crcs = b""
+    chunks, crcs = geometry.chunks_of(rows), b""
     for j in range(chunks):
         body, tail = data[j * step : (j + 1) * step - 4], data[(j + 1) * step - 4 : (j + 1) * step].tobytes()
         if crc32c(body) != int.from_bytes(tail, "little"):
             yield f"{path} is damaged: the checksum of chunk {j} does not match"
         crcs += tail
-    index = np.full((geometry.chunks_per_shard, 2), MISSING_CHUNK, "<u8")
-    index[:chunks, 0], index[:chunks, 1] = np.arange(chunks) * step, step
+    index = _index(rows, step - 4, geometry)
     if data[chunks * step :].tobytes() != index.tobytes() + crc32c(index).to_bytes(4, "little"):
         yield f"{path} is damaged: its index does not match"
     if google_crc32c.value(crcs) != crc:

@@ -10,7 +10,8 @@ from sae.errors import ConfigError
 from sae.world import find_device
 from train.calibration import calibrate
 from train.machines import GPUS, Machine, probe
-from train.planner import DEAD_SHARE, Estimate, Job, Mesh, choose, describe
+from train.plan import DEAD_SHARE
+from train.planner import Estimate, Job, Mesh, choose, describe
 from train.progress import duration
 from train.run import SPLIT, choose_hook
 from train.sizes import AutoSAEConfig, measure_sizes

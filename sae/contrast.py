@@ -46,10 +46,11 @@ def adjacent_contrast(
         of s.
     """
     if world.axes["data"] > 1:
-        counts = torch.cat(world.all_gather(codes.offsets.diff(), axis="data"))
+        rows = torch.stack([codes.offsets.diff(), follows.long()])
+        counts, continues = world.stack(rows, axis="data").transpose(0, 1).flatten(1)
         features = torch.cat(world.all_gather(codes.features, axis="data"))
         codes = SparseCodes(world.data_gather(codes.values), features, offsets_of(counts))
-        follows = torch.cat(world.all_gather(follows, axis="data"))
+        follows = continues.bool()
     rows = follows[1:].nonzero().squeeze(1) + 1
     if len(rows) == 0:
         return codes.values.new_zeros(())
@@ -78,12 +79,13 @@ def _block_loss(
 ) -> Float[Tensor, ""]:
     columns = b.to_dense(d_sae).T.contiguous()
     products = operators.decode(a, columns, columns.new_zeros(b.rows), kernels=kernels)
-    scores = products / (_norms(a, world)[:, None] * _norms(b, world)) / temperature
+    tiny = torch.finfo(products.dtype).tiny
+    norms, norms_before = world.feature_sum(torch.stack([_squares(a), _squares(b)])).clamp(min=tiny).sqrt()
+    scores = products / (norms[:, None] * norms_before) / temperature
     own = torch.arange(a.rows, device=scores.device)
     forth, back = (F.cross_entropy(s, own, reduction="sum") for s in (scores, scores.T))
     return (forth + back) / 2
 
 
-def _norms(codes: SparseCodes, world: World) -> Float[Tensor, "rows"]:
-    squares = codes.values.new_zeros(codes.rows).index_add(0, codes.row_ids(), codes.values.square())
-    return world.feature_sum(squares).clamp(min=torch.finfo(squares.dtype).tiny).sqrt()
+def _squares(codes: SparseCodes) -> Float[Tensor, "rows"]:
+    return codes.values.new_zeros(codes.rows).index_add(0, codes.row_ids(), codes.values.square())

@@ -14,6 +14,8 @@ from sae.base import Batch, Losses
 from sae.kernels.portable import CHUNK_ENTRIES
 from sae.stack import stack, unstack_losses
 
+from .optim import update_seconds
+from .plan import DEAD_SHARE
 from .state import TrainState
 from .step import Learner, NotFiniteError, step_together
 
@@ -54,16 +56,16 @@ class Group:
             self._state = TrainState(silent, lead.state.step, lead.state.rows, len(self.trainers))
 
     def probe(self, batch: Batch) -> float:
-        """Return the seconds of a step without its update, the better of two; changes nothing."""
+        """Return about the seconds of a step with `DEAD_SHARE` of the features dead; changes nothing."""
         times = []
+        dead = torch.arange(len(self._state.silent_rows), device=batch.x.device) % round(1 / DEAD_SHARE) == 0
         for _ in range(2):
             started = time.perf_counter()
-            dead = self._state.dead(self._lead.plan.dead_after_rows)
             losses = self._sae.losses(self._repeated(batch), dead=dead, world=self._lead.world)
             torch.autograd.backward(losses.total.sum())
             times.append(time.perf_counter() - started)
             self._sae.zero_grad()
-        return min(times)
+        return min(times) + sum(update_seconds(trainer.sae) for trainer in self.trainers)
 
     def step(self, batch: Batch, position: Mapping[str, Any]) -> Losses:
         """Learn from a batch and return what it costs, of a stack all of it; see `Trainer.step`."""

@@ -25,6 +25,9 @@ LEAST_STEPS = 8192
 SILENT_CHANCES = 100
 """A feature is dead once it could have fired this often at the average rate and did not."""
 
+DEAD_SHARE = 0.1
+"""Share of features taken to be dead before anything is known, so that AuxK works: above it training raises an alarm."""
+
 SETTLE_ROWS = 32_768
 """Rows after the last step from which a dictionary fixes what inference uses, such as a threshold: from as many, L0 comes
 within about 0.5% of what 262,144 give, whatever the batch (docs/benchmarks.md)."""

@@ -16,10 +16,7 @@ from sae.kernels.portable import CHUNK_ENTRIES, ROWS_PER_CHUNK
 from sae.kernels.sharded import SAMPLE_ROWS
 
 from .machines import USABLE, Machine
-from .plan import Plan, TrainConfig, make_plan
-
-DEAD_SHARE = 0.1
-"""Share of features taken to be dead, so that AuxK works: above it training raises an alarm."""
+from .plan import DEAD_SHARE, Plan, TrainConfig, make_plan
 
 WINDOW_BYTES = 512 << 20
 """What the loader draws batches from where `train.loader.window_rows` is 0."""

@@ -138,9 +138,11 @@ def measure_writes(folder: Path, args: argparse.Namespace) -> Turns:
             "write": partial(store_write, folder / "a", acts, columns, unshuffled),
             "write, shuffled": partial(store_write, folder / "b", acts, columns, layout),
         }
-        for name, one in work.items():
+        # who comes first changes: a disk may be quick for some gigabytes and slow afterwards
+        names = [*work]
+        for name in names[turn % 3 :] + names[: turn % 3]:
             os.sync()
-            took = measure(one)
+            took = measure(work[name])
             if turn:
                 turns[name].append(took)
         for name in ("raw", "a", *(("b",) if turn < args.repeats else ())):
