@@ -24,7 +24,7 @@ from .formats import as_tensor
 from .order import Order
 from .schema import COLUMNS
 from .store import ActivationStore
-from .windows import Lane, Recycler, Selection
+from .windows import Recycler, Selection, Windows
 
 _WINDOW_BYTES = 512 << 20
 _AHEAD = 2
@@ -147,6 +147,7 @@ class ShuffledLoader:
         self.batch = 0
         self.wait_seconds = 0.0
         self._recycler = Recycler(kept=2 * _AHEAD + 4)
+        self._windows: Windows | None = None
         self._ahead: deque[Future[dict[str, Tensor]]] = deque()
         self._freeze({group.number: len(group.commits) for group in store.groups})
 
@@ -191,7 +192,8 @@ class ShuffledLoader:
             rows = self._ahead.popleft().result()
         except BaseException:
             self._drop_ahead()
-            self._lanes.clear()
+            # what is still being read goes into memory that nobody looks at any more
+            self._windows = None
             raise
         self.batch += 1
         acts = {hook: rows[hook].to(self._device, non_blocking=True) for hook in self.hooks}
@@ -288,22 +290,18 @@ class ShuffledLoader:
         )
         names = (*self.hooks, *(COLUMNS if self._coordinates else ()))
         self._selection = Selection(self.store, self.split, names, table, self.run_length, balance)
-        self._lanes: dict[int, Lane] = {}
+        self._windows = None
 
     def _assemble(self, batch: int) -> dict[str, Tensor]:
         rows = self.batch_size // self._ranks
         out = {hook: self._empty(hook, rows) for hook in self.hooks}
         if self._coordinates:
             out |= {name: torch.empty(rows, dtype=torch.int64) for name in COLUMNS}
-        at, takes = 0, self._order.takes(batch, self._rank, self._ranks)
-        # what the first batch waits for is read before anything that is read ahead
-        for epoch, lane, start, _ in takes:
-            if lane not in self._lanes:
-                self._lanes[lane] = Lane(self._selection, self._order, self._pool)
-            self._lanes[lane].begin(epoch, lane, start)
-        for epoch, lane, start, stop in takes:
-            at = self._lanes[lane].take(epoch, lane, start, stop, out=out, at=at)
-        assert at == rows
+        windows = self._windows
+        if windows is None:
+            lanes = self._order.lanes_of(self._rank, self._ranks)
+            self._windows = windows = Windows(self._selection, self._order, self._pool, lanes)
+        windows.fill(self._order.takes(batch, self._rank, self._ranks), out)
         return out
 
     def _empty(self, hook: str, rows: int) -> Tensor:

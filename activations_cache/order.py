@@ -103,13 +103,17 @@ class Order:
         """Return the generator of an epoch, or of a window."""
         return np.random.Generator(np.random.Philox(np.random.SeedSequence([self.seed, *where])))
 
+    def lanes_of(self, rank: int, ranks: int) -> range:
+        """Return the lanes that one rank serves; all serve from the one where the selection is one window."""
+        return range(1) if self.whole else range(rank * self.lanes // ranks, (rank + 1) * self.lanes // ranks)
+
     def takes(self, batch: int, rank: int, ranks: int) -> list[Take]:
         """Return what one rank serves of a batch, in order; the ranks' parts in sequence are the batch."""
         first, last = batch * self.batch_size, (batch + 1) * self.batch_size
-        mine = range(rank * self.lanes // ranks, (rank + 1) * self.lanes // ranks)
+        mine = self.lanes_of(rank, ranks)
         if self.whole:
             share = self.batch_size // ranks
-            first, mine = first + rank * share, range(1)
+            first = first + rank * share
             last = first + share
         found = []
         for lane in mine:

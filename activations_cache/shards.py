@@ -22,7 +22,6 @@ from .durable import crc32c
 from .places import Place
 from .schema import MISSING_CHUNK, ArraySpec, Geometry
 
-
 _BYTES_AT_ONCE = 2 << 20
 
 

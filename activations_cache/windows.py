@@ -15,7 +15,7 @@ from .balance import EntityBalance
 from .block import run_starts, shuffled_runs
 from .chunks import ChunkTable
 from .formats import as_array
-from .order import Order, Window
+from .order import Order, Take, Window
 from .store import ActivationStore
 
 
@@ -103,16 +103,18 @@ _UNUSED = _references([object()], 0)
 
 @dataclass
 class _Slot:
-    """A window's buffers, which window is in them or on its way, and the order of serving its rows."""
+    """Rows of memory for a window: which one is in it or on its way, and the order of serving its rows."""
 
-    buffers: dict[str, np.ndarray]
+    first: int
     window: Window | None = None
     reading: tuple[Future[None], ...] = ()
     order: Int64[np.ndarray, " rows"] | None = None
 
 
-class Lane:
-    """Serves the rows of one lane, window by window.
+class Windows:
+    """The windows of a rank's lanes, all in one memory, so that a batch is gathered from them by one call.
+
+    Threads that call often wait for each other longer than a lane's part of a batch takes to copy.
 
     Parameters
     ----------
@@ -122,45 +124,54 @@ class Lane:
         In which order.
     pool
         Threads that read.
+    lanes
+        Which lanes.
     """
 
-    def __init__(self, selection: Selection, order: Order, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, selection: Selection, order: Order, pool: ThreadPoolExecutor, lanes: range) -> None:
         self._selection, self._order, self._pool = selection, order, pool
         longest = int(np.sort(selection.table.rows)[-order.window_chunks :].sum())
-        self._slots = [_Slot(selection.buffers(longest)) for _ in range(1 if order.whole else 2)]
+        slots = 1 if order.whole else 2
+        self._memory = selection.buffers(len(lanes) * slots * longest)
+        firsts = iter(range(0, len(lanes) * slots * longest, longest))
+        self._lanes = {lane: [_Slot(next(firsts)) for _ in range(slots)] for lane in lanes}
 
-    def begin(self, epoch: int, lane: int, row: int) -> None:
-        """Begin to read the window that holds a row, unless some window is in memory or on its way."""
-        if all(slot.window is None for slot in self._slots):
-            self._begin(self._slots[-1], self._order.window(epoch, lane, row))
+    def fill(self, takes: Sequence[Take], out: Mapping[str, Tensor]) -> None:
+        """Copy what is taken of the lanes, one after the other, into `out`, and begin to read what comes next.
 
-    def take(
-        self, epoch: int, lane: int, start: int, stop: int, *, out: Mapping[str, Tensor], at: int
-    ) -> int:
-        """Copy rows `start` .. `stop` of the lane's epoch into `out` from row `at`; return the next row."""
-        while start < stop:
-            slot = self._slots[0]
-            window = slot.window
-            if window is None or slot.order is None or not window.holds(epoch, start):
-                window = self._order.window(epoch, lane, start)
-                slot = self._load(window)
-                assert slot.order is not None
-            end = min(stop, window.first + window.rows)
-            chosen = slot.order[start - window.first : end - window.first]
-            for name, target in out.items():
-                into = as_array(target[at : at + len(chosen)])
-                np.take(slot.buffers[name], chosen, axis=0, out=into, mode="clip")
-            start, at = end, at + len(chosen)
-        return at
+        Raises
+        ------
+        StoreError
+            A chunk is missing or damaged; some window is then half read.
+        """
+        # what the first batch waits for is read before anything that is read ahead
+        for take in takes:
+            slots = self._lanes[take.lane]
+            if all(slot.window is None for slot in slots):
+                self._begin(slots[-1], self._order.window(take.epoch, take.lane, take.start))
+        gather = _Gather(self._memory, out)
+        for epoch, lane, start, stop in takes:
+            at = start
+            while at < stop:
+                slot = self._lanes[lane][0]
+                if slot.window is None or slot.order is None or not slot.window.holds(epoch, at):
+                    # reading ahead overwrites what this batch may have been given already
+                    gather.copy()
+                    slot = self._load(self._lanes[lane], self._order.window(epoch, lane, at))
+                assert slot.window is not None and slot.order is not None
+                first, end = slot.window.first, min(stop, slot.window.first + slot.window.rows)
+                gather.add(slot.order[at - first : end - first])
+                at = end
+        gather.copy()
 
-    def _load(self, window: Window) -> _Slot:
-        """Read a window that the first slot does not hold, begin to read the next one, return its slot."""
-        slot = self._slots[0]
+    def _load(self, slots: list[_Slot], window: Window) -> _Slot:
+        """Read a window that a lane's first slot does not hold, begin to read the next one, return its slot."""
+        slot = slots[0]
         if self._order.whole and slot.order is not None:
             slot.window, slot.order = window, self._permute(slot, window)
             return slot
-        self._slots.reverse()
-        slot, spare = self._slots[0], self._slots[-1]
+        slots.reverse()
+        slot, spare = slots[0], slots[-1]
         if slot.window != window:
             self._begin(slot, window)
         for future in slot.reading:
@@ -173,17 +184,44 @@ class Lane:
 
     def _begin(self, slot: _Slot, window: Window) -> None:
         wait(slot.reading)
-        reading, at = [], 0
+        reading, at = [], slot.first
         for piece in self._selection.spans(window, whole=self._order.whole):
-            reading.append(self._pool.submit(self._selection.read, piece, slot.buffers, at))
+            reading.append(self._pool.submit(self._selection.read, piece, self._memory, at))
             at += piece[2]
         slot.window, slot.reading, slot.order = window, tuple(reading), None
 
     def _permute(self, slot: _Slot, window: Window) -> Int64[np.ndarray, " rows"]:
+        """Return where in memory the rows of a window are, in the order of serving them."""
         rng = self._order.generator(window.epoch, window.lane, window.number)
         if self._selection.run_length == 1:
             order = rng.permutation(window.rows)
             served = self._selection.served(window, whole=self._order.whole)
-            return order if served is None else served[order]
-        entity, position = (slot.buffers[name][: window.rows] for name in ("entity", "position"))
-        return shuffled_runs(rng, run_starts(entity, position, self._selection.run_length), window.rows)
+            return slot.first + (order if served is None else served[order])
+        held = slice(slot.first, slot.first + window.rows)
+        entity, position = (self._memory[name][held] for name in ("entity", "position"))
+        starts = run_starts(entity, position, self._selection.run_length)
+        return slot.first + shuffled_runs(rng, starts, window.rows)
+
+
+class _Gather:
+    """Rows of memory on their way into a batch."""
+
+    def __init__(self, memory: Mapping[str, np.ndarray], out: Mapping[str, Tensor]) -> None:
+        self._memory, self._out = memory, out
+        self._rows: list[np.ndarray] = []
+        self._at = 0
+
+    def add(self, rows: Int64[np.ndarray, " n"]) -> None:
+        """Note rows that come next."""
+        self._rows.append(rows)
+
+    def copy(self) -> None:
+        """Copy what was noted."""
+        if not self._rows:
+            return
+        rows = np.concatenate(self._rows)
+        for name, target in self._out.items():
+            into = as_array(target[self._at : self._at + len(rows)])
+            np.take(self._memory[name], rows, axis=0, out=into, mode="clip")
+        self._at += len(rows)
+        self._rows.clear()
