@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from activations_cache.copying import Scratch
+from activations_cache.formats import largest_magnitude
 from activations_cache.moments import Moments
 from activations_cache.seal import seal
 from activations_cache.store import ActivationStore
@@ -140,9 +141,33 @@ def test_moments_merge_in_any_way():
     np.testing.assert_allclose(hard.mean, exact.mean(0), rtol=1e-7)
     np.testing.assert_allclose(hard.variance, exact.var(0), rtol=1e-5, atol=1e-60)
     np.testing.assert_array_equal(hard.max_abs, np.abs(x).max(0))
+    # finite squares whose sum over a group is not
+    large = x[:, [0, 5]] * np.float32(1e15)
+    np.testing.assert_allclose(moments_of(large).variance, large.astype(np.float64).var(0), rtol=1e-5)
     assert moments_of(np.full((2, 3), 1e30, np.float32)).max_norm == pytest.approx(3**0.5 * 1e30)
     zero = moments_of(np.zeros((3, 2), np.float32))
     assert zero.norm_quantile(0.5) == 2.0**-32 and np.isnan(Moments.empty(2).norm_quantile(0.5))
+
+
+@pytest.mark.parametrize("width", [1, 3, 256, 300, 5000])
+def test_moments_of_narrow_and_wide_rows(width):
+    x = np.random.default_rng(width).normal(0.5, 2, size=(101, width)).astype(np.float32)
+    found, exact = moments_of(x, pieces=4), x.astype(np.float64)
+    np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(found.variance, exact.var(0), rtol=1e-5)
+    np.testing.assert_array_equal(found.max_abs, np.abs(x).max(0))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize("shape", [(1, 1), (7, 3), (64, 5), (3, 5000)])
+def test_the_largest_magnitude_by_bits(dtype, shape):
+    x = np.random.default_rng(0).normal(size=shape).astype(dtype)
+    for case in (x, np.abs(x), -np.abs(x), np.zeros_like(x), -np.zeros_like(x), x[::2]):
+        assert largest_magnitude(case).view(dtype) == np.abs(case).max()
+        assert (largest_magnitude(case, axis=0).view(dtype) == np.abs(case).max(0)).all()
+    for bad in (np.nan, -np.nan, np.inf, -np.inf):
+        x[0, 0] = bad
+        assert not float(largest_magnitude(x).view(dtype)) < np.inf
 
 
 def test_ids_of_entities(tmp_path, rows, layout, feed):
