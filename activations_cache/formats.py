@@ -126,4 +126,7 @@ def _cast(source: np.ndarray, target: np.ndarray, source_dtype: str, target_dtyp
     given, wanted = as_tensor(source, source_dtype).view(-1), as_tensor(target, target_dtype).view(-1)
     # one call: threads that call often wait for each other
     starts = range(0, len(given), _PIECE)
-    torch._foreach_copy_([wanted[i : i + _PIECE] for i in starts], [given[i : i + _PIECE] for i in starts])
+    if starts:
+        torch._foreach_copy_(
+            [wanted[i : i + _PIECE] for i in starts], [given[i : i + _PIECE] for i in starts]
+        )

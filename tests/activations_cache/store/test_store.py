@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from activations_cache.copying import Scratch
-from activations_cache.formats import largest_magnitude
+from activations_cache.formats import largest_magnitude, to_float32, to_stored
 from activations_cache.moments import Moments
 from activations_cache.seal import seal
 from activations_cache.store import ActivationStore
@@ -156,6 +156,15 @@ def test_moments_of_narrow_and_wide_rows(width):
     np.testing.assert_allclose(found.mean, exact.mean(0), rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(found.variance, exact.var(0), rtol=1e-5)
     np.testing.assert_array_equal(found.max_abs, np.abs(x).max(0))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("rows", [0, 1, 11_000])
+def test_half_precision_comes_back_exactly(dtype, rows):
+    x = np.random.default_rng(0).integers(-128, 128, size=(rows, 3)).astype(np.float32)
+    stored = np.empty(x.shape, np.float16 if dtype == "float16" else np.uint16)
+    to_stored(x, stored, dtype)
+    np.testing.assert_array_equal(to_float32(stored, dtype), x)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
