@@ -248,9 +248,14 @@ def _write(shard: _Shard, description: Description, turns: Turns) -> tuple[int, 
     found: list[Moments] = []
     rows = description.geometry.chunk_rows
 
-    def again() -> Iterator[np.ndarray]:
+    def again(dimensions: np.ndarray) -> Iterator[np.ndarray]:
+        few = len(dimensions) * 8 < shard.source.shape[1]
         for start in range(0, len(shard.order), rows):
-            yield np.take(shard.source, shard.order[start : start + rows], axis=0)
+            part = shard.order[start : start + rows]
+            if few:
+                yield shard.source[part[:, None], dimensions]
+            else:
+                yield np.take(np.take(shard.source, part, axis=0), dimensions, axis=1)
 
     @contextmanager
     def copying() -> Iterator[Copying]:

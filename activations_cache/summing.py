@@ -19,21 +19,21 @@ _GROUP = 32
 _PRODUCT_ELEMENTS = 1 << 13
 """Matrices up to which a product stays in the calling thread, whatever the linear algebra library."""
 _PRODUCT_ROWS = 1024
-_CANCELLATION = 100.0
+_CANCELLATION = 10.0
 """Sum of squares over sum of squared deviations beyond which their difference has lost too many digits."""
 _TINY = 2.0**-50
 """Largest absolute value of a dimension below which its squares may have lost digits."""
 
-Pieces = Callable[[], Iterator[Shaped[np.ndarray, "rows d_in"]]]
+Pieces = Callable[[np.ndarray], Iterator[Shaped[np.ndarray, "rows _chosen"]]]
 
 
 class RowSums:
     """Adds up rows that come piece by piece.
 
     Values and squares are summed in float32 over groups of at most 32 rows, the groups in float64. Where the
-    mean is large beside the deviations, or a square leaves the range of float32, a dimension is summed again
-    about its mean in float64. So the mean is right to 1e-7 of the root mean square and the variance to 1e-5
-    of itself whatever the data, and both to 1e-8 or so over many rows; counts and largest values are exact.
+    mean is three times the deviations, or a square leaves the range of float32, a dimension is summed again about
+    its mean in float64. So the mean is right to 1e-6 of the root mean square and the variance to 1e-5 of itself
+    whatever the data, and both to about 1e-7 over many rows; counts and largest values are exact.
 
     Parameters
     ----------
@@ -78,22 +78,23 @@ class RowSums:
         Parameters
         ----------
         again
-            Yields the stored rows once more, for what float32 could not sum.
+            Yields the stored rows once more, of the given dimensions only, for what float32 could not sum.
         """
         n = sum(len(norms) for norms in self._norms)
         if n == 0:
             return Moments.empty(self._d_in)
         sums, squares = (np.concatenate(p).sum(axis=0, dtype=np.float64) for p in (self._sums, self._squares))
-        max_abs = to_float32(np.maximum.reduce(self._largest), self._dtype)
+        (max_abs,) = to_float32(np.maximum.reduce(self._largest)[None], self._dtype)
         norms = np.concatenate(self._norms).astype(np.float64)
         mean = sums / n
         with np.errstate(over="ignore", invalid="ignore"):
             deviations = squares - sums * mean
             safe = (squares <= _CANCELLATION * deviations) & np.isfinite(squares) & (max_abs > _TINY)
         if not safe.all():
-            mean[~safe], deviations[~safe] = self._in_float64(again, ~safe, n)
+            others = np.flatnonzero(~safe)
+            mean[others], deviations[others] = self._in_float64(again, others, n)
         if not np.isfinite(norms).all():
-            rows = (self._exact(stored).astype(np.float64) for stored in again())
+            rows = (self._exact(stored).astype(np.float64) for stored in again(np.arange(self._d_in)))
             norms = np.concatenate([np.vecdot(x, x) for x in rows])
         products = None
         if self._covariance:
@@ -110,12 +111,12 @@ class RowSums:
 
     def _in_float64(self, again: Pieces, which: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
         """Return mean and squared deviations of some dimensions, summed in float64."""
-        sums = squares = np.zeros(int(which.sum()))
-        for stored in again():
-            sums = sums + self._exact(stored)[:, which].sum(axis=0, dtype=np.float64)
+        sums = squares = np.zeros(len(which))
+        for stored in again(which):
+            sums = sums + self._exact(stored).sum(axis=0, dtype=np.float64)
         mean = sums / n
-        for stored in again():
-            apart = self._exact(stored)[:, which] - mean
+        for stored in again(which):
+            apart = self._exact(stored) - mean
             squares = squares + np.einsum("ij,ij->j", apart, apart)
         return mean, squares
 

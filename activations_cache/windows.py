@@ -163,6 +163,7 @@ class Windows:
                 gather.add(slot.order[at - first : end - first])
                 at = end
         gather.copy()
+        assert all(gather.copied == len(target) for target in out.values())
 
     def _load(self, slots: list[_Slot], window: Window) -> _Slot:
         """Read a window that a lane's first slot does not hold, begin to read the next one, return its slot."""
@@ -204,12 +205,18 @@ class Windows:
 
 
 class _Gather:
-    """Rows of memory on their way into a batch."""
+    """Rows of memory on their way into a batch.
+
+    Attributes
+    ----------
+    copied
+        Rows that are in the batch.
+    """
 
     def __init__(self, memory: Mapping[str, np.ndarray], out: Mapping[str, Tensor]) -> None:
         self._memory, self._out = memory, out
         self._rows: list[np.ndarray] = []
-        self._at = 0
+        self.copied = 0
 
     def add(self, rows: Int64[np.ndarray, " n"]) -> None:
         """Note rows that come next."""
@@ -221,7 +228,7 @@ class _Gather:
             return
         rows = np.concatenate(self._rows)
         for name, target in self._out.items():
-            into = as_array(target[self._at : self._at + len(rows)])
+            into = as_array(target[self.copied : self.copied + len(rows)])
             np.take(self._memory[name], rows, axis=0, out=into, mode="clip")
-        self._at += len(rows)
+        self.copied += len(rows)
         self._rows.clear()

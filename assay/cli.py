@@ -145,8 +145,8 @@ def _run(arguments: argparse.Namespace) -> None:
 
         show_plan(config, Console(), gpus=arguments.gpus, gpu=arguments.gpu, d_in=arguments.d_in)
         return
-    # the same seed, machine and thread count give the same bits; use_deterministic_algorithms is the same but for
-    # importing torch's compiler, two seconds of every command
+    # the same seed, machine and thread count give the same bits; use_deterministic_algorithms would also import torch's
+    # compiler, two seconds of every command, to tell it so, and nothing is compiled here
     torch.set_deterministic_debug_mode("error")
     # nothing reads what it did not write, and filling it costs a training step a twentieth
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -86,15 +86,28 @@ def auxk(
     residual = x - x_hat.detach()
     centred, weights = x - b_dec.detach(), (W_enc, b_enc, W_dec)
     error = explain(centred, residual, weights, chosen=chosen, k=k_aux, kernels=kernels)
-    own = torch.cat([residual.sum(0), torch.stack([_squares(residual), _squares(x)])])
-    sums = world.all_reduce(own, axis="data")
-    variance = sums[-2] - _squares(sums[:-2]) / global_rows(x, world)
     # a residual below the rounding of x is explained already
-    least = torch.finfo(x.dtype).eps * sums[-1]
-    return min(n_dead / k_aux, 1.0) * error / torch.maximum(variance, least)
+    least = torch.finfo(x.dtype).eps * _squares(x)
+    deviations, least = squared_deviations(residual, least, world)
+    return min(n_dead / k_aux, 1.0) * error / torch.maximum(deviations, least).to(x.dtype)
 
 
-def _squares(x: Float[Tensor, "*_shape"]) -> Float[Tensor, ""]:
+def squared_deviations(
+    x: Float[Tensor, "rows d_in"], also: Float[Tensor, ""], world: World
+) -> tuple[Tensor, Tensor]:
+    """Return the squared deviations of the global batch from its mean, and the sum of another number, in float64.
+
+    By one collective: those of each rank's rows from their own mean, and of these means from that of all (Chan).
+    """
+    mean = x.mean(0)
+    own = mean.double()
+    parts = torch.stack([own.square().sum(), _squares(x - mean).double(), also.double()])
+    sums = world.all_reduce(torch.cat([own, parts]), axis="data")
+    between = sums[-3] - sums[:-3].square().sum() / world.axes["data"]
+    return sums[-2] + len(x) * between, sums[-1]
+
+
+def _squares(x: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
     norm: Tensor = torch.linalg.vector_norm(x)
     return norm.square()
 

@@ -40,7 +40,7 @@ CHECKED = (
     ]
     + [
         f"activations_cache.{m}"
-        for m in ("buffer", "store", "chunks", "shards", "moments", "loader", "splits")
+        for m in ("buffer", "store", "chunks", "shards", "moments", "summing", "loader", "splits")
     ]
     + [f"activations_cache.reference.{m}" for m in ("credit_transformer", "histories", "scores", "baseline")]
 )

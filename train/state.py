@@ -44,7 +44,7 @@ class TrainState:
         return is_dead(self.silent_rows, window)
 
     def advance(self, codes: SparseCodes, world: World) -> None:
-        """Count one step."""
+        """Count one step; along `data` every rank has as many rows."""
         rows = codes.rows // self.members * world.axes["data"]
         fired = codes.features.bincount(minlength=len(self.silent_rows)) > 0
         fired = world.all_reduce(fired.to(torch.uint8), "max", axis="data") > 0

@@ -87,6 +87,7 @@ def step_together(
     torch.autograd.backward(losses.total.sum())
     for member, loss in enumerate(sum_gradients_(whole, losses.total, world).tolist()):
         if not math.isfinite(loss):
+            whole.zero_grad()
             raise NotFiniteError(loss, member)
     whole.before_step()
     if len(learners) > 1:

@@ -9,6 +9,7 @@ from sae.codes import SparseCodes
 from sae.kernels.cpu import CpuKernels
 from sae.kernels.reference import ReferenceKernels
 from sae.kernels.sharded import ShardedKernels, kth_largest
+from sae.losses import squared_deviations
 from sae.world import World
 
 MESHES = [(2, 1), (1, 2), (4, 1), (1, 4), (2, 2)]
@@ -118,6 +119,23 @@ def test_the_threshold_is_the_kth_of_a_sort(dtype):
         assert above == int((descending > descending[k - 1]).sum())
         assert equal == int((descending == descending[k - 1]).sum())
     assert kth_largest(values, len(values) + 1, world=World()) is None
+
+
+def offset_rows() -> torch.Tensor:
+    return 1 + 1e-3 * torch.randn(ROWS, D_IN, generator=torch.Generator().manual_seed(0))
+
+
+def deviations(world: World) -> list[float]:
+    own = part(world, offset_rows(), "data")
+    return [float(v) for v in squared_deviations(own, own.new_ones(()), world)]
+
+
+@pytest.mark.parametrize("mesh", [(2, 1), (4, 1)])
+def test_deviations_from_the_mean_of_all_ranks(mesh, pool_of):
+    rows = offset_rows().double()
+    expected = [float((rows - rows.mean(0)).square().sum()), mesh[0]]
+    for found in pool_of(mesh).run(deviations, mesh=mesh):
+        assert found == pytest.approx(expected, rel=1e-4)
 
 
 def products(world: World) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:

@@ -22,7 +22,7 @@ from train.trainer import Trainer, TrainingError
 MESHES = [(2, 1), (1, 2), (2, 2)]
 UNTRAINED = {"gated", "relu"}
 KINDS = sorted(set(SAEConfig.kinds) - UNTRAINED)
-# several blocks of pairs for the ranks to share out
+# several blocks of pairs for the ranks to share out, few enough to be quick
 MORE = {"temporal": {"contrast_pairs": 8, "lasting_share": 0.5}}
 DICTIONARY = {"d_sae": 48, "k": 3, "k_aux": 7, "start": "geometric_median"}
 STEPS = 50

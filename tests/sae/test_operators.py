@@ -112,6 +112,17 @@ def test_auxk_of_a_perfect_reconstruction_is_finite():
     assert torch.isfinite(auxk(x, x, weights, dead=dead, k_aux=2, kernels=CPU, world=WORLD))
 
 
+@pytest.mark.parametrize("spread", [1e-2, 1e-3])
+def test_auxk_of_a_residual_that_is_mostly_an_offset(spread):
+    x, *weights = (p.detach().float() for p in parameters())
+    x_hat = x - 1 - spread * torch.randn(x.shape, generator=torch.Generator().manual_seed(0))
+    dead = torch.arange(9) >= 5
+    found = auxk(x, x_hat, tuple(weights), dead=dead, k_aux=2, kernels=CPU, world=WORLD)
+    exact = dense_auxk(x.double(), x_hat.double(), *(p.double() for p in weights), dead, 2)
+    # the residual itself is rounded to the eps of 1
+    assert float(found) == pytest.approx(float(exact), rel=1e-2)
+
+
 def test_gradients_repeat_bit_for_bit():
     torch.use_deterministic_algorithms(True)
     try:

@@ -15,6 +15,7 @@ from sae.metrics import match
 from sae.sizing import suggest_sizes
 from sae.world import World
 from train.checkpoint import complete
+from train.groups import make_groups
 from train.inputs import Inputs
 from train.plan import TrainConfig
 from train.run import choose_hook
@@ -131,6 +132,14 @@ def test_dead_counters_count_global_rows():
     assert state.dead(6).tolist() == [False, True, False]
 
 
+def test_the_time_told_beforehand_changes_nothing(small, trainer, tmp_path):
+    run, untouched = (trainer(small, tmp_path / name, sae=SAE, **RUN) for name in ("a", "b"))
+    (group,) = make_groups([run], workers=1)
+    assert 0 < group.probe(run.inputs.peek()) < 60
+    assert_same_bits(run, untouched)
+    assert not run.optimiser.state and all(p.grad is None for p in run.sae.parameters())
+
+
 def test_a_loss_that_is_not_finite_stops_with_the_batch_and_a_checkpoint(small, trainer, tmp_path):
     run = trainer(small, tmp_path, sae=SAE, **RUN)
     feed = run.inputs.loader.next_batch
@@ -145,7 +154,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch_and_a_checkpoint(small, 
     with pytest.raises(TrainingError, match=r"step 30 is not finite[\s\S]*rows \[3\]"):
         run.fit()
     assert complete(tmp_path / "checkpoints")[-1].name == "step-0000000030"
-    assert all(torch.isfinite(p).all() for p in run.sae.parameters())
+    assert all(torch.isfinite(p).all() and p.grad is None for p in run.sae.parameters())
     again = trainer(small, tmp_path, sae=SAE, **RUN)
     again.fit()
     whole = trainer(small, tmp_path / "whole", sae=SAE, **RUN)
