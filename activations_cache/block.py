@@ -13,13 +13,13 @@ from jaxtyping import Int64, Shaped
 from safetensors.numpy import save
 
 from .commits import Commit, SplitBlock
-from .copying import FileThreads, Turns
+from .copying import Copying, FileThreads, Turns
 from .durable import crc32c
 from .index import index_block
 from .moments import Moments, merge_moments
 from .places import Place
 from .schema import COLUMNS, ArraySpec, Description
-from .shards import Copying, write_shard
+from .shards import write_shard
 from .summing import RowSums
 
 

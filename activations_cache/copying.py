@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from queue import SimpleQueue
 from threading import Lock
 from types import TracebackType
+from typing import NamedTuple
 
 import numpy as np
 
@@ -31,6 +32,13 @@ class Scratch:
         if use not in self._memory or self._memory[use].nbytes < size:
             self._memory[use] = np.empty(size, np.uint8)
         return self._memory[use][:size].view(dtype).reshape(shape)
+
+
+class Copying(NamedTuple):
+    """What rows are copied with: memory, and who sees the rows piece by piece, padding left out, in order."""
+
+    scratch: Scratch
+    visit: Callable[[np.ndarray], None] = lambda _: None
 
 
 class FileThreads:

@@ -7,9 +7,8 @@ is padded with the fill value. Offsets are therefore known without reading the i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -17,19 +16,12 @@ from jaxtyping import Int64, Shaped
 
 from sae.errors import StoreError
 
-from .copying import Scratch
+from .copying import Copying
 from .durable import crc32c
 from .places import Place
 from .schema import MISSING_CHUNK, ArraySpec, Geometry
 
 _BYTES_AT_ONCE = 2 << 20
-
-
-class Copying(NamedTuple):
-    """What rows are copied with: memory, and who sees the rows piece by piece, padding left out, in order."""
-
-    scratch: Scratch
-    visit: Callable[[np.ndarray], None] = lambda _: None
 
 
 def write_shard(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from .kernels import Kernels
@@ -86,30 +86,27 @@ def auxk(
     residual = x - x_hat.detach()
     centred, weights = x - b_dec.detach(), (W_enc, b_enc, W_dec)
     error = explain(centred, residual, weights, chosen=chosen, k=k_aux, kernels=kernels)
-    # a residual below the rounding of x is explained already
-    least = torch.finfo(x.dtype).eps * _squares(x)
-    deviations, least = squared_deviations(residual, least, world)
-    return min(n_dead / k_aux, 1.0) * error / torch.maximum(deviations, least).to(x.dtype)
+    return min(n_dead / k_aux, 1.0) * error / unexplained(residual, x, world).to(x.dtype)
 
 
-def squared_deviations(
-    x: Float[Tensor, "rows d_in"], also: Float[Tensor, ""], world: World
-) -> tuple[Tensor, Tensor]:
-    """Return the squared deviations of the global batch from its mean, and the sum of another number, in float64.
+def unexplained(
+    residual: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"], world: World
+) -> Float64[Tensor, ""]:
+    """Return Σ|e - mean e|² over the global batch, or the rounding of x where that is more: then all is explained.
 
-    By one collective: those of each rank's rows from their own mean, and of these means from that of all (Chan).
+    By one collective: the deviations of each rank's rows from their own mean, and of these means from that of all
+    (Chan); a difference of sums over rows would have no digits left where the residual is mostly an offset.
     """
-    mean = x.mean(0)
-    own = mean.double()
-    parts = torch.stack([own.square().sum(), _squares(x - mean).double(), also.double()])
-    sums = world.all_reduce(torch.cat([own, parts]), axis="data")
-    between = sums[-3] - sums[:-3].square().sum() / world.axes["data"]
-    return sums[-2] + len(x) * between, sums[-1]
+    mean = residual.mean(0)
+    sums = torch.stack([_squares(mean.double()), _squares(residual - mean), _squares(x)])
+    sums = world.all_reduce(torch.cat([mean, sums]), axis="data")
+    between = sums[-3] - _squares(sums[:-3]) / world.axes["data"]
+    return torch.maximum(sums[-2] + len(x) * between, torch.finfo(x.dtype).eps * sums[-1])
 
 
-def _squares(x: Float[Tensor, "rows d_in"]) -> Float[Tensor, ""]:
+def _squares(x: Float[Tensor, "*_shape"]) -> Float64[Tensor, ""]:
     norm: Tensor = torch.linalg.vector_norm(x)
-    return norm.square()
+    return norm.double().square()
 
 
 def global_rows(x: Float[Tensor, "batch d_in"], world: World) -> int:

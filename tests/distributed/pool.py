@@ -11,7 +11,6 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
-import jaxtyping
 import torch
 
 import tests.conftest  # noqa: F401 - shape checks, in the processes too
@@ -78,8 +77,6 @@ def free_port() -> int:
 def _serve(end: Connection, rank: int, size: int, port: int) -> None:
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    # a check takes a quarter longer with them: pairs of processes have them, larger pools run the same code
-    jaxtyping.config.update("jaxtyping_disable", size > 2)
     torch.use_deterministic_algorithms(True)
     worlds: dict[Mesh, ProcessWorld] = {}
     while True:

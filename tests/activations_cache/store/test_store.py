@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -101,6 +102,23 @@ def test_moments_are_those_of_numpy(stored, rows):
         assert m.scale == pytest.approx(np.sqrt(x.var(0).mean()), rel=1e-6)
         for q in (0.01, 0.25, 0.5, 0.9, 0.99):
             assert m.norm_quantile(q) == pytest.approx(np.quantile(norms, q), rel=0.05)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("dimensions", [1, 12])
+def test_moments_of_dimensions_that_are_mostly_mean(tmp_path, rows, write, layout, dtype, dimensions):
+    acts = {hook: np.clip(x, -8, 8) for hook, x in rows.acts.items()}
+    acts["layers.2"][:, :dimensions] += 1000
+    for x in acts.values():
+        stored = np.empty(x.shape, {"float32": "f4", "float16": "f2", "bfloat16": "u2"}[dtype])
+        to_stored(x, stored, dtype)
+        x[:] = to_float32(stored, dtype)
+    store = write(tmp_path / "a", replace(rows, acts=acts), layout=layout.model_copy(update={"dtype": dtype}))
+    x = acts["layers.2"][rows.split == "fit"].astype(np.float64)
+    found = store.moments("layers.2", "fit")
+    np.testing.assert_allclose(found.mean, x.mean(0), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(found.variance, x.var(0), rtol=1e-5)
+    np.testing.assert_array_equal(found.max_abs, np.abs(x).max(0))
 
 
 def test_covariance_on_request(tmp_path, rows, write, layout, stored):
