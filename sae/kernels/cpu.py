@@ -7,17 +7,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int16
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from sae.codes import SparseCodes
+from sae.codes import SparseCodes, subset
 
 from .explanation import Explanation, explain_sparsely
-from .portable import DENSE, STACKED, PortableKernels
+from .portable import STACKED, PortableKernels
 
 TILE = 32
 """Columns of which one maximum is kept; with 32 to 64 few more than k entries reach the bound they give."""
+
+DENSE_EXPLANATION = 1 / 12
+"""Share of the dead features from which on dense products are cheaper for AuxK; 1/20 with AVX-512."""
+
+TILES = 4
+"""Tiles per candidate that a bf16 product is cut into at least; then few more entries reach their bound than are wanted."""
 
 Array = npt.NDArray[Any]
 
@@ -26,14 +32,24 @@ class CpuKernels(PortableKernels):
     """The portable kernels with what torch does slowly on a CPU done otherwise. See `Kernels` for the contract.
 
     The k-th largest of a row's tile maxima is a lower bound on its k-th largest entry, and only the few tiles
-    that reach it are looked at again.
+    that reach it are looked at again. Products in bf16 are compared by their bits, half as many bytes; so what is not finite,
+    whose sign says nothing, is multiplied in full precision.
     """
+
+    def _select_largest(self, x: Tensor, W: Tensor, b: Tensor, k: int, *, lowest: float) -> SparseCodes:
+        return PortableKernels._select_largest(self._able(x, W, b), x, W, b, k, lowest=lowest)
+
+    def _select_above(self, x: Tensor, W: Tensor, b: Tensor, threshold: Tensor) -> SparseCodes:
+        return PortableKernels._select_above(self._able(x, W, b), x, W, b, threshold)
+
+    def _able(self, x: Tensor, W: Tensor, b: Tensor) -> CpuKernels:
+        return self if not self.bf16 or _finite(x, W, b) else CpuKernels(members=self.members)
 
     def largest(self, pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> SparseCodes:
         """Return the k largest entries of each row that exceed `lowest`; ties go to the lower feature."""
-        whole, width = _array(pre), pre.shape[1]
+        whole, width = pre.numpy(), pre.shape[1]
         tiled = width % TILE == 0 and width >= 2 * k * TILE
-        maxima = _array(pre.view(len(pre), -1, TILE).amax(2)) if tiled else whole
+        maxima = pre.view(len(pre), -1, TILE).amax(2).numpy() if tiled else whole
         bound = np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k :]
         if np.isnan(bound).any():
             return super().largest(pre, k, lowest)
@@ -45,6 +61,25 @@ class CpuKernels(PortableKernels):
             places = places[_among_largest(values, starts, k)]
         return _codes(whole, places)
 
+    def propose(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        k: int,
+        lowest: float,
+    ) -> SparseCodes:
+        """Return candidates by a product in bf16, without values: the k largest of each row that exceed `lowest`, or more."""
+        return self._numbered([_candidates(pre, k, lowest) for pre, _ in self.products(x, W, b)], len(W))
+
+    def best(self, codes: SparseCodes, k: int, lowest: float) -> SparseCodes:
+        """Return the k largest of each row's candidates that exceed `lowest`; ties go to the lower feature."""
+        values, starts = codes.values.detach().numpy(), codes.offsets.numpy()
+        kept = ~(values <= lowest)
+        if len(values) and np.diff(starts).max() > k:
+            kept &= _among_largest(np.where(np.isnan(values), np.inf, values), starts, k)
+        return subset(codes, torch.from_numpy(kept))
+
     def explain(
         self,
         x: Float[Tensor, "batch d_in"],
@@ -54,23 +89,30 @@ class CpuKernels(PortableKernels):
         k: int,
     ) -> Explanation:
         """Explain a residual by the k largest entries of each row of x W_encᵀ + b_enc, whatever their sign."""
-        if k > DENSE * len(weights[0]):
+        if self.bf16 or k > DENSE_EXPLANATION * len(weights[0]):
             return super().explain(x, residual, weights, k=k)
         return explain_sparsely(x, residual, weights, k=k, kernels=self)
 
     def among_largest(self, pre: Float[Tensor, "chunk d_sae"], k: int) -> Float[Tensor, "chunk d_sae"]:
-        """Return 1 for the k largest entries of each row, else 0; ties go to the lower feature."""
-        whole, place = pre.numpy(), pre.shape[1] - k
+        """Return 1 for the k largest entries of each row, else 0; ties go to the lower feature, in bf16 all share."""
+        place = pre.shape[1] - k
         if place <= 0:
             return torch.ones_like(pre)
+        if pre.dtype == torch.bfloat16:
+            bits = _ordered(pre).numpy()
+            return torch.from_numpy(bits >= np.partition(bits, place, axis=1)[:, place, None]).to(pre.dtype)
+        whole = pre.numpy()
         below = whole < np.partition(whole, place, axis=1)[:, place, None]
         if np.count_nonzero(below) < place * len(pre):  # ties at the last place
             return super().among_largest(pre, k)
         return torch.from_numpy(np.logical_not(below, out=below).astype(whole.dtype))
 
     def above(self, pre: Float[Tensor, "chunk d_sae"], threshold: Float[Tensor, "..."]) -> SparseCodes:
-        """Return the entries strictly above a threshold, and NaN; cheap where they are few."""
-        whole, limits = _array(pre), threshold.detach().numpy()
+        """Return the entries strictly above a threshold, and NaN; cheap where they are few. Of bf16, without values."""
+        if pre.dtype == torch.bfloat16:
+            # positive floats are ordered as their bits are; cut off, those of a limit are the largest not above it
+            pre, threshold = pre.view(torch.int16), (threshold.float().view(torch.int32) >> 16).short()
+        whole, limits = pre.numpy(), threshold.detach().numpy()
         # of a stack, limits are [members, 1, ...]
         shaped = whole.reshape(len(limits), -1, whole.shape[1]) if limits.ndim == STACKED else whole
         within = shaped <= limits
@@ -88,10 +130,30 @@ class CpuKernels(PortableKernels):
         return order, rows, starts
 
 
-def _array(pre: Tensor) -> Array:
-    """Return the tensor as an array; numpy knows no bf16."""
-    array: Array = (pre.float() if pre.dtype == torch.bfloat16 else pre).numpy()
-    return array
+def _candidates(pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> SparseCodes:
+    """Return, without values, the entries of a bf16 product that reach the k-th largest tile maximum of their row.
+
+    That are at least the k largest, but for those that do not exceed `lowest`. A tile is every n-th column.
+    """
+    bits = pre.view(torch.int16) if lowest == 0 else _ordered(pre)
+    tile = next((n for n in (32, 16, 8, 4) if pre.shape[1] % n == 0 and pre.shape[1] >= TILES * k * n), 1)
+    maxima = bits.view(len(pre), tile, -1).amax(1).numpy()
+    bound = np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k, None]
+    if lowest == 0:
+        bound = np.maximum(bound, 1)
+    whole = bits.numpy()
+    return _codes(whole, np.flatnonzero(whole >= bound))
+
+
+def _ordered(pre: Float[Tensor, "*_shape"]) -> Int16[Tensor, "*_shape"]:
+    """Return integers in the order of bf16 numbers: their bits, reversed where negative."""
+    bits = pre.view(torch.int16)
+    return bits ^ ((bits >> 15) & 0x7FFF)
+
+
+def _finite(*tensors: Tensor) -> bool:
+    """Whether no number is infinite or NaN, nor so large that their sum is."""
+    return all(bool(torch.isfinite(t.sum())) for t in tensors)
 
 
 def _in_tiles(whole: Array, maxima: Array, bound: Array) -> Array:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 512
 """Rows whose dense products are held at once; they stay in a CPU's cache."""
 
+ROUNDED_AT_ONCE = 2048
+"""The same in bf16, where adding up what each chunk gives costs more beside the products."""
+
 ENTRIES_AT_ONCE = 2**26
 """Entries of such a product at most (256 MiB in fp32)."""
 
@@ -42,6 +45,7 @@ def explain_densely(
     weights: tuple[Tensor, Tensor, Tensor],
     *,
     kept: Callable[[Tensor], Tensor],
+    bf16: bool = False,
 ) -> Explanation:
     """Explain with five dense products over the features at hand, some rows at a time.
 
@@ -53,10 +57,16 @@ def explain_densely(
         W_enc [n, d_in], b_enc [n], W_dec [n, d_in] of the features at hand.
     kept
         Returns 1 for the entries of some rows of x W_encᵀ + b_enc that take part, 0 for the others.
+    bf16
+        Whether the products read and round to bf16. What they add up to over chunks of rows stays in the precision of
+        the weights.
     """
+    result = Explanation(x.new_zeros(()), *(torch.zeros_like(t) for t in weights))
+    if bf16:
+        x, residual, *weights = (t.bfloat16() for t in (x, residual, *weights))
     W_enc, b_enc, W_dec = weights
-    result = Explanation(x.new_zeros(()), *(torch.zeros_like(t) for t in (W_enc, b_enc, W_dec)))
-    rows = max(1, min(ROWS_AT_ONCE if x.device.type == "cpu" else len(x), ENTRIES_AT_ONCE // len(W_enc)))
+    at_once = (ROUNDED_AT_ONCE if bf16 else ROWS_AT_ONCE) if x.device.type == "cpu" else len(x)
+    rows = max(1, min(at_once, ENTRIES_AT_ONCE // len(W_enc)))
     buffer = x.new_empty(2, min(rows, len(x)), len(W_enc))
     for start in range(0, len(x), rows):
         inputs, target = x[start : start + rows], residual[start : start + rows]
@@ -64,12 +74,20 @@ def explain_densely(
         torch.addmm(b_enc, inputs, W_enc.T, out=z)
         mask = kept(z)
         difference = torch.addmm(target, z.mul_(mask), W_dec, beta=-1)
-        result.error.add_(torch.linalg.vector_norm(difference).square())
-        result.W_dec.addmm_(z.T, difference, alpha=2)
+        result.error.add_(torch.linalg.vector_norm(difference, dtype=result.error.dtype).square())
+        _add_product(result.W_dec, z.T, difference)
         torch.mm(difference, W_dec.T, out=g).mul_(mask)
-        result.W_enc.addmm_(g.T, inputs, alpha=2)
-        result.b_enc.add_(g.sum(0), alpha=2)
+        _add_product(result.W_enc, g.T, inputs)
+        result.b_enc.add_(g.sum(0, dtype=result.b_enc.dtype), alpha=2)
     return result
+
+
+def _add_product(total: Float[Tensor, "n d_in"], a: Float[Tensor, "n rows"], b: Float[Tensor, "rows d_in"]) -> None:
+    """Add 2 a b, in the precision of the total."""
+    if a.dtype == total.dtype:
+        total.addmm_(a, b, alpha=2)
+    else:
+        total.add_(a @ b, alpha=2)
 
 
 def explain_sparsely(

@@ -151,7 +151,8 @@ class PortableKernels:
         k: int,
     ) -> Explanation:
         """Explain a residual by the k largest entries of each row of x W_encᵀ + b_enc, whatever their sign."""
-        return explain_densely(x, residual, weights, kept=partial(self.among_largest, k=k))
+        kept = partial(self.among_largest, k=k)
+        return explain_densely(x, residual, weights, kept=kept, bf16=self.bf16)
 
     def by_feature(
         self, codes: SparseCodes, d_sae: int
@@ -170,6 +171,23 @@ class PortableKernels:
     ) -> SparseCodes:
         """Return the k largest entries of each row that exceed `lowest`, by a product that may be in bf16."""
         return self._numbered([self.largest(pre, k, lowest) for pre, _ in self.products(x, W, b)], len(W))
+
+    def propose(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        k: int,
+        lowest: float,
+    ) -> SparseCodes:
+        """Return candidates by a product in bf16, as many of each row: the k largest, whether they exceed `lowest` or not."""
+        return self.leading(x, W, b, k, -torch.inf)
+
+    def best(self, codes: SparseCodes, k: int, lowest: float) -> SparseCodes:
+        """Return the k largest of each row's candidates that exceed `lowest`; ties go to the lower feature."""
+        chosen = self.largest(codes.values.view(codes.rows, -1), k, lowest)
+        features = codes.features.view(codes.rows, -1)[chosen.row_ids(), chosen.features]
+        return SparseCodes(chosen.values, features, chosen.offsets)
 
     def exceeding(
         self,
@@ -243,11 +261,12 @@ class PortableKernels:
         return SparseCodes(values[kept], features[kept], offsets_of(kept.sum(1)))
 
     def among_largest(self, pre: Float[Tensor, "chunk d_sae"], k: int) -> Float[Tensor, "chunk d_sae"]:
-        """Return 1 for the k largest entries of each row, else 0; ties go to the lower feature."""
+        """Return 1 for the k largest entries of each row, else 0; ties go to the lower feature, in bf16 all share."""
         if k >= pre.shape[1]:
             return torch.ones_like(pre)
         kept = ~(pre < pre.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True))
-        if int(kept.sum()) > k * len(pre):
+        # rounded as in bf16, most rows tie
+        if pre.dtype != torch.bfloat16 and int(kept.sum()) > k * len(pre):
             best = pre.argsort(dim=1, descending=True, stable=True)[:, :k]
             return torch.zeros_like(pre).scatter_(1, best, 1.0)
         return kept.to(pre.dtype)
@@ -277,12 +296,8 @@ class PortableKernels:
         k = min(k, width)
         if not self.bf16:
             return self.leading(x, W, b, k, lowest)
-        # every row gets as many candidates, so that they form a matrix
-        found = self.leading(x, W, b, min(k + SPARE, width), -torch.inf)
-        exact = self._exact(found, x, W, b)
-        chosen = self.largest(exact.values.view(len(x), -1), k, lowest)
-        features = found.features.view(len(x), -1)[chosen.row_ids(), chosen.features]
-        return SparseCodes(chosen.values, features, chosen.offsets)
+        found = self.propose(x, W, b, min(k + SPARE, width), lowest)
+        return self.best(self._exact(found, x, W, b), k, lowest)
 
     def _select_above(self, x: Tensor, W: Tensor, b: Tensor, threshold: Tensor) -> SparseCodes:
         if len(W) == 0:
