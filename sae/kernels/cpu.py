@@ -32,8 +32,8 @@ class CpuKernels(PortableKernels):
     """The portable kernels with what torch does slowly on a CPU done otherwise. See `Kernels` for the contract.
 
     The k-th largest of a row's tile maxima is a lower bound on its k-th largest entry, and only the few tiles
-    that reach it are looked at again. Products in bf16 are compared by their bits, half as many bytes; so what is not finite,
-    whose sign says nothing, is multiplied in full precision.
+    that reach it are looked at again. Products in bf16 are compared by their bits, which are half as many bytes; what is
+    not finite is therefore multiplied in full precision, for the sign of a NaN says nothing.
     """
 
     def _select_largest(self, x: Tensor, W: Tensor, b: Tensor, k: int, *, lowest: float) -> SparseCodes:
@@ -69,7 +69,7 @@ class CpuKernels(PortableKernels):
         k: int,
         lowest: float,
     ) -> SparseCodes:
-        """Return candidates by a product in bf16, without values: the k largest of each row that exceed `lowest`, or more."""
+        """Return, without values, the k largest entries of each row that exceed `lowest`, or more, of a product in bf16."""
         return self._numbered([_candidates(pre, k, lowest) for pre, _ in self.products(x, W, b)], len(W))
 
     def best(self, codes: SparseCodes, k: int, lowest: float) -> SparseCodes:

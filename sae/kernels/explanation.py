@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 ROWS_AT_ONCE = 512
 """Rows whose dense products are held at once; they stay in a CPU's cache."""
 
-ROUNDED_AT_ONCE = 2048
+ROUNDED_AT_ONCE = 1024
 """The same in bf16, where adding up what each chunk gives costs more beside the products."""
 
 ENTRIES_AT_ONCE = 2**26
@@ -62,9 +62,10 @@ def explain_densely(
         the weights.
     """
     result = Explanation(x.new_zeros(()), *(torch.zeros_like(t) for t in weights))
-    if bf16:
-        x, residual, *weights = (t.bfloat16() for t in (x, residual, *weights))
     W_enc, b_enc, W_dec = weights
+    if bf16:
+        x, residual = x.bfloat16(), residual.bfloat16()
+        W_enc, b_enc, W_dec = W_enc.bfloat16(), b_enc.bfloat16(), W_dec.bfloat16()
     at_once = (ROUNDED_AT_ONCE if bf16 else ROWS_AT_ONCE) if x.device.type == "cpu" else len(x)
     rows = max(1, min(at_once, ENTRIES_AT_ONCE // len(W_enc)))
     buffer = x.new_empty(2, min(rows, len(x)), len(W_enc))
@@ -82,7 +83,9 @@ def explain_densely(
     return result
 
 
-def _add_product(total: Float[Tensor, "n d_in"], a: Float[Tensor, "n rows"], b: Float[Tensor, "rows d_in"]) -> None:
+def _add_product(
+    total: Float[Tensor, "n d_in"], a: Float[Tensor, "n rows"], b: Float[Tensor, "rows d_in"]
+) -> None:
     """Add 2 a b, in the precision of the total."""
     if a.dtype == total.dtype:
         total.addmm_(a, b, alpha=2)

@@ -180,7 +180,7 @@ class PortableKernels:
         k: int,
         lowest: float,
     ) -> SparseCodes:
-        """Return candidates by a product in bf16, as many of each row: the k largest, whether they exceed `lowest` or not."""
+        """Return the k largest entries of each row of a product in bf16, also those that do not exceed `lowest`."""
         return self.leading(x, W, b, k, -torch.inf)
 
     def best(self, codes: SparseCodes, k: int, lowest: float) -> SparseCodes:

@@ -165,6 +165,75 @@ def test_a_bf16_product_keeps_ties_and_nan():
     assert kernels.select_rows(x, W, b, k=4).values.isnan().any()
 
 
+def test_a_bf16_product_of_what_is_not_finite_is_made_in_full_precision():
+    kernels = find_kernels("cpu", precision="bf16")
+    x, W, b = (t.float() for t in problem(40, 5, 64, 0))
+    W[3], x[7] = -torch.nan, torch.inf
+    for name, settled in {
+        "select_rows": {"k": 4},
+        "select_largest": {"k": 4},
+        "select_above": {"threshold": torch.tensor(1.0)},
+    }.items():
+        found, exact = (getattr(k, name)(x, W, b, **settled) for k in (kernels, CPU))
+        assert torch.equal(found.features, exact.features) and found.values.isnan().any()
+
+
+def every_bf16() -> torch.Tensor:
+    """All of its numbers, NaN left out."""
+    numbers = torch.arange(-(2**15), 2**15, dtype=torch.int32).short().view(torch.bfloat16)
+    return numbers[~numbers.isnan()]
+
+
+@given(
+    threshold=st.floats(0, 2.0**127, width=32),
+    places=st.lists(st.integers(0, 65279), min_size=1, max_size=30),
+)
+@settings(deadline=None)
+def test_bf16_numbers_are_compared_exactly_with_a_threshold(threshold, places):
+    numbers = every_bf16()
+    for limits in (
+        torch.tensor(threshold),
+        numbers[places].float().abs().repeat(len(numbers))[: len(numbers)],
+    ):
+        found = CPU.above(numbers[None].contiguous(), limits)
+        assert torch.equal(found.features, (numbers.float() > limits).nonzero().squeeze(1))
+
+
+@given(
+    k=st.integers(1, 6),
+    tiles=st.integers(1, 40),
+    seed=st.integers(0, 10**6),
+    shift=st.sampled_from([0.0, -3.0, -30.0]),
+    lowest=st.sampled_from([0.0, -torch.inf]),
+)
+@settings(max_examples=150, deadline=None)
+def test_bf16_candidates_are_the_largest_and_few_more(k, tiles, seed, shift, lowest):
+    pre = (torch.randn(20, 4 * tiles, generator=torch.Generator().manual_seed(seed)) + shift).bfloat16()
+    k = min(k, pre.shape[1])
+    found = cpu._candidates(pre, k, lowest)
+    chosen = found._replace(values=torch.ones(len(found.features))).to_dense(pre.shape[1]) > 0
+    exact = pre.float()
+    wanted = (exact >= exact.topk(k).values[:, -1:]) & (exact > lowest)
+    assert (chosen >= wanted).all()
+    assert (exact[chosen] > lowest).all()
+    # those that share a tile with one of the k largest come on top
+    assert chosen.sum() <= wanted.sum() + 20 * k * 4
+
+
+@pytest.mark.parametrize("kernels", [find_kernels(name, precision="bf16") for name in ("cpu", "portable")])
+@pytest.mark.parametrize(("k", "tolerance"), [(1, 0.1), (40, 0.03), (300, 0.01)])
+def test_explanations_in_bf16_are_those_in_full_precision_to_rounding(kernels, k, tolerance):
+    x, W_enc, b_enc = (t.float() for t in problem(1500, 32, 200, 0))
+    residual, W_dec = (t.float() for t in problem(1500, 32, 200, 1)[:2])
+    given = (W_enc, b_enc, W_dec / W_dec.norm(dim=1, keepdim=True))
+    ours, theirs = (one.explain(x, residual, given, k=k) for one in (kernels, REFERENCE))
+    for name, value in theirs._asdict().items():
+        found = getattr(ours, name)
+        assert found.dtype == torch.float32
+        # of few entries, those that rounding exchanges weigh more
+        assert (found - value).norm() < tolerance * value.norm(), name
+
+
 def test_bf16_is_chosen_only_where_it_is_named_or_native():
     assert find_precision("bf16", torch.device("cpu")) == "bf16"
     assert find_precision("fp32", torch.device("cpu")) == "fp32"
