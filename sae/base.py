@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from itertools import groupby
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from . import operators
-from .codes import SparseCodes
+from .codes import SparseCodes, concatenate
 from .config import Family
 from .errors import ConfigError
 from .geometry import geometric_median, normalise_rows_, project_rows_, unit_rows
@@ -125,26 +126,29 @@ class SAE(nn.Module, ABC):
         Parameters and buffers with a first dimension that does not count features; all shards hold them.
     reads_previous : bool
         Whether `losses` needs `Batch.follows`, and with it rows in the order of their entities.
-    stackable : bool
-        Whether several of one configuration can learn as one; see `sae.stack`. Each kind says so for itself.
-    members : int
-        How many it is a stack of: 1 unless `sae.stack` made it.
+    stackable, mixes_k : bool
+        Whether several of one configuration can learn as one, and of one but for k; see `sae.stack`. Each kind says so
+        for itself.
+    ks : tuple[int, ...]
+        Active features of a row, k: of a stack each member's.
     """
 
     replicated: ClassVar[frozenset[str]] = frozenset({"b_dec"})
     reads_previous: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
-    members: int = 1
+    mixes_k: ClassVar[bool] = False
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
         # not inherited: what a kind does otherwise than the one it is made of may not hold for several
         cls.stackable = cls.__dict__.get("stackable", False)
+        cls.mixes_k = cls.__dict__.get("mixes_k", False)
 
     def __init__(self, config: SAEConfig, d_in: int, *, generator: torch.Generator, world: World) -> None:
         super().__init__()
         self.config = config
         self.d_in = d_in
+        self.ks: tuple[int, ...] = (config.k,)
         self.d_sae = _share(config.d_sae, world.axes["feature"])
         self.folded = False
         self.kernel_name = "auto"
@@ -157,6 +161,11 @@ class SAE(nn.Module, ABC):
         self.b_enc = nn.Parameter(directions.new_zeros(self.d_sae))
         self.W_dec = nn.Parameter(directions)
         self.b_dec = nn.Parameter(directions.new_zeros(d_in))
+
+    @property
+    def members(self) -> int:
+        """How many it is a stack of: 1 unless `sae.stack` made it."""
+        return len(self.ks)
 
     @property
     def kernels(self) -> Kernels:
@@ -240,6 +249,22 @@ class SAE(nn.Module, ABC):
     def _encode(self, x: Float[Tensor, "batch d_in"], select: operators.Select) -> SparseCodes:
         b_dec = self.world.feature_shared(self.b_dec)
         return operators.encode(x, self.W_enc, self.b_enc, b_dec, select=select, kernels=self.kernels)
+
+    def _select_k(
+        self, rule: Callable[[Kernels], Callable[..., SparseCodes]], x: Tensor, W: Tensor, b: Tensor
+    ) -> SparseCodes:
+        """Select by a rule of the kernels that takes k: neighbours in a stack with one k by one call."""
+        rows, width = len(x) // self.members, len(W) // self.members
+        first, found = 0, list[SparseCodes]()
+        for k, alike in groupby(self.ks):
+            last = first + len(list(alike))
+            features = slice(first * width, last * width)
+            codes = rule(self._kernels(last - first))(
+                x[first * rows : last * rows], W[features], b[features], k=k
+            )
+            found.append(codes._replace(features=codes.features + features.start) if first else codes)
+            first = last
+        return concatenate(found)
 
     def _losses(
         self, x: Float[Tensor, "batch d_in"], codes: SparseCodes, dead: Tensor, world: World

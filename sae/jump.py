@@ -8,9 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+Bandwidth = float | Float[Tensor, "nnz"]
+"""Of all values, or of each."""
+
 
 def jump(
-    values: Float[Tensor, "nnz"], thresholds: Float[Tensor, "nnz"], *, bandwidth: float
+    values: Float[Tensor, "nnz"], thresholds: Float[Tensor, "nnz"], *, bandwidth: Bandwidth
 ) -> Float[Tensor, "nnz"]:
     """Return v H(v - θ): the value where it is strictly above its threshold, else 0.
 
@@ -26,7 +29,7 @@ def jump(
 
 
 def step(
-    values: Float[Tensor, "nnz"], thresholds: Float[Tensor, "nnz"], *, bandwidth: float
+    values: Float[Tensor, "nnz"], thresholds: Float[Tensor, "nnz"], *, bandwidth: Bandwidth
 ) -> Float[Tensor, "nnz"]:
     """Return H(v - θ): 1 where the value is strictly above its threshold, else 0.
 
@@ -41,13 +44,13 @@ def step(
     return result
 
 
-def _inside(values: Tensor, thresholds: Tensor, bandwidth: float) -> Tensor:
+def _inside(values: Tensor, thresholds: Tensor, bandwidth: Bandwidth) -> Tensor:
     return (values - thresholds).abs() < bandwidth / 2
 
 
 class _Jump(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, thresholds: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, values: Tensor, thresholds: Tensor, bandwidth: Bandwidth) -> Tensor:
         ctx.save_for_backward(values, thresholds)
         ctx.bandwidth = bandwidth
         return torch.where(values <= thresholds, 0, values)
@@ -59,14 +62,14 @@ class _Jump(torch.autograd.Function):
         inside = _inside(values, thresholds, ctx.bandwidth)
         return (
             torch.where(values <= thresholds, 0, g),
-            torch.where(inside, g * thresholds * (-1 / ctx.bandwidth), 0),
+            torch.where(inside, g * thresholds / -ctx.bandwidth, 0),
             None,
         )
 
 
 class _Step(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, values: Tensor, thresholds: Tensor, bandwidth: float) -> Tensor:
+    def forward(ctx: Any, values: Tensor, thresholds: Tensor, bandwidth: Bandwidth) -> Tensor:
         ctx.save_for_backward(_inside(values, thresholds, bandwidth))
         ctx.bandwidth = bandwidth
         return (values > thresholds).to(values.dtype)

@@ -1,4 +1,4 @@
-"""Several dictionaries of one configuration as one, so that a step calls what it computes with once for all."""
+"""Several dictionaries of one configuration, but for k, as one, so that a step calls what it computes with once for all."""
 
 from __future__ import annotations
 
@@ -8,8 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from .base import SAE, Losses
+from .base import SAE, Losses, SAEConfig
 from .codes import split
+
+
+def shape(sae: SAE) -> SAEConfig:
+    """Return what dictionaries have to have in common to be stacked: the configuration, of most kinds without k."""
+    return sae.config.model_copy(update={"k": 1}) if sae.mixes_k else sae.config
 
 
 def stack(saes: Sequence[SAE]) -> SAE:
@@ -22,15 +27,15 @@ def stack(saes: Sequence[SAE]) -> SAE:
     Parameters
     ----------
     saes
-        At least two of one configuration whose kind is stackable, each whole in this process, not folded.
+        At least two of one `shape` whose kind is stackable, each whole in this process, not folded.
     """
     first = saes[0]
     assert first.stackable
-    assert all(s.config == first.config and s.d_in == first.d_in for s in saes)
+    assert all(shape(s) == shape(first) and s.d_in == first.d_in for s in saes)
     assert not first._non_persistent_buffers_set
     whole = copy.copy(first)
     whole._parameters, whole._buffers = {}, {}
-    whole.members, whole.d_sae = len(saes), len(saes) * first.d_sae
+    whole.ks, whole.d_sae = tuple(s.config.k for s in saes), len(saes) * first.d_sae
     for name, value in first.named_parameters():
         joined = nn.Parameter(_join([s.get_parameter(name) for s in saes]), value.requires_grad)
         whole.register_parameter(name, joined)

@@ -58,7 +58,8 @@ def calibrate(machine: Machine, job: Job, device: torch.device, *, ranks: int) -
     features = max(sparse, min(most, largest // rows))
     settings = {"kind": "topk" if job.per_row else "batch_topk", "d_sae": features, "k": job.k}
     config = parse_config(SAEConfig, settings, where="calibration")
-    train = parse_config(TrainConfig, {"rows": 1000 * rows, "batch_size": rows}, where="calibration")
+    given = {"rows": 1000 * rows, "batch_size": rows, "precision": job.precision}
+    train = parse_config(TrainConfig, given, where="calibration")
     like = describe(config, train, d_in=job.d_in, split_rows=rows)
     reckoned = estimate(like, Mesh(1, 1), machine, dead_share=0.0).step_seconds
     # one process measures, with all its threads
@@ -76,7 +77,7 @@ def _step_seconds(config: SAEConfig, job: Job, device: torch.device) -> float:
     """Return the median seconds of a training step on rows of noise."""
     generator = torch.Generator().manual_seed(0)
     sae = config.build(job.d_in, generator=generator).to(device)
-    sae.precision = find_precision("auto", device)
+    sae.precision = find_precision(job.precision, device)
     x = torch.randn(job.plan.batch_size, job.d_in, generator=generator).to(device)
     optimiser, state, world = make_adam(sae), TrainState.start(sae.d_sae, device), World(device=device)
     seconds = []

@@ -8,6 +8,7 @@ import os
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +28,6 @@ FORMAT_VERSION = 2
 KEPT = 2
 INDEX = "index.json"
 _PREFIX = "step-"
-_BLOCK = 1 << 22
 
 
 class _Pending(NamedTuple):
@@ -287,8 +287,5 @@ def _damaged(place: Path, error: Exception) -> CheckpointError:
 
 
 def _hash(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            digest.update(block)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()

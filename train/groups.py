@@ -12,7 +12,7 @@ import torch
 
 from sae.base import Batch, Losses
 from sae.kernels.portable import CHUNK_ENTRIES
-from sae.stack import stack, unstack_losses
+from sae.stack import shape, stack, unstack_losses
 
 from .optim import update_seconds
 from .plan import DEAD_SHARE
@@ -33,7 +33,7 @@ STACK_ENTRIES = 2**27
 
 
 class Group:
-    """Trainers that learn as one: those of one configuration a stack, any other by itself.
+    """Trainers that learn as one: those of one shape a stack, any other by itself.
 
     Parameters
     ----------
@@ -103,19 +103,32 @@ class Group:
 def make_groups(trainers: Sequence[Trainer], *, workers: int) -> list[Group]:
     """Return trainers in groups, so that as many as work at once have as much to do each.
 
-    Those that differ in seed and learning rate only are stacked where they are so small that calling costs more than
-    computing. Processes that share the work take their dictionaries in turn.
+    Those that differ in k, seed and learning rate only are stacked where they are so small that calling costs more than
+    computing, and each stack gets small and large k alike. Processes that share the work take their dictionaries in turn.
     """
     alike: dict[str, list[Trainer]] = {}
     for number, trainer in enumerate(trainers):
-        shape = trainer.sae.config, trainer.sae.precision, replace(trainer.plan, lr=0.0)
-        alike.setdefault(str(shape) if _gains(trainer) else str(number), []).append(trainer)
+        plan = replace(trainer.plan, lr=0.0, dead_after_rows=0)
+        key = str((shape(trainer.sae), trainer.sae.precision, plan)) if _gains(trainer) else str(number)
+        alike.setdefault(key, []).append(trainer)
     share = math.ceil(len(trainers) / workers)
     groups = []
     for same in alike.values():
-        most = _most(same[0], share)
-        groups += [Group(same[start : start + most]) for start in range(0, len(same), most)]
+        stacks = math.ceil(len(same) / _most(same[0], share))
+        groups += [Group(own) for own in _dealt(same, stacks)]
     return groups
+
+
+def _dealt(trainers: Sequence[Trainer], hands: int) -> list[list[Trainer]]:
+    """Deal trainers out in order of k, forth and back; in each hand they ascend."""
+
+    def k(trainer: Trainer) -> int:
+        return trainer.sae.config.k
+
+    by_k = sorted(trainers, key=k)
+    return [
+        sorted([*by_k[n :: 2 * hands], *by_k[2 * hands - 1 - n :: 2 * hands]], key=k) for n in range(hands)
+    ]
 
 
 def _most(trainer: Trainer, share: int) -> int:

@@ -12,26 +12,14 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sae.architectures.batch_topk import BatchTopK
 from sae.base import SAEConfig
 from sae.errors import ConfigError
-from sae.kernels.portable import CHUNK_ENTRIES, ROWS_PER_CHUNK
 from sae.kernels.sharded import SAMPLE_ROWS
 
 from .machines import USABLE, Machine
+from .memory import device_bytes, host_bytes, in_bf16
 from .plan import DEAD_SHARE, Plan, TrainConfig, make_plan
 
 WINDOW_BYTES = 512 << 20
 """What the loader draws batches from where `train.loader.window_rows` is 0."""
-
-BATCHES_LOADED = 8
-"""Batches that the loader keeps memory for: ready, being filled, in use."""
-
-BATCHES_WORKED_ON = 8
-"""Tensors of a batch's shape that a step holds at its peak: scaled, centred, reconstruction, errors, gradients."""
-
-OVERHEAD = 40 << 20
-"""Of threads, heap and the libraries' own pages; measured on a CPU, beyond what imports take."""
-
-CODE_BYTES = 48
-"""Of a code at the peak: value, feature, row, its place by feature, and their gradients."""
 
 MOST_RANKS = 2**16
 """How many ranks are tried in search of the smallest mesh that fits."""
@@ -58,6 +46,8 @@ class Job:
         Those of them that get a gradient.
     plan
         Batch size, steps, rows.
+    precision
+        Of the product, as `TrainConfig` has it.
     row_bytes
         Of one stored row.
     lanes, window_rows
@@ -77,6 +67,7 @@ class Job:
     trained: int
     trained_shared: int
     plan: Plan
+    precision: str
     row_bytes: int
     lanes: int
     window_rows: int
@@ -174,7 +165,7 @@ def describe(
         d_in, sae.d_sae, sae.k, k_aux,
         prefixes=len(prefixes), per_row=not isinstance(whole, BatchTopK),
         sharded=count[0], shared=count[1], trained=count[2], trained_shared=count[3],
-        plan=make_plan(config, sae), row_bytes=row_bytes,
+        plan=make_plan(config, sae), precision=config.precision, row_bytes=row_bytes,
         lanes=config.loader.lanes, window_rows=config.loader.window_rows or WINDOW_BYTES // row_bytes,
         split_rows=split_rows,
     )  # fmt: skip
@@ -183,7 +174,8 @@ def describe(
 def estimate(job: Job, mesh: Mesh, machine: Machine, *, dead_share: float = DEAD_SHARE) -> Estimate:
     """Return what a mesh takes on a machine, with a share of the features dead."""
     dead = math.ceil(dead_share * job.d_sae / mesh.feature)
-    device, host = _device_bytes(job, mesh, machine, dead), _host_bytes(job, mesh)
+    device = device_bytes(job, mesh, machine, dead)
+    host = host_bytes(job, mesh, machine, device)
     whole = _FLOAT * job.sharded
     held, training = sum(device.values()), sum(host.values())
     if machine.device != "cuda":
@@ -243,43 +235,6 @@ def smallest(job: Job, machine: Machine) -> Mesh | None:
     return next((mesh for mesh in meshes if estimate(job, mesh, machine).fits), None)
 
 
-def _device_bytes(job: Job, mesh: Mesh, machine: Machine, dead: int) -> dict[str, float]:
-    rows, features = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature
-    trained = _FLOAT * (job.trained / mesh.feature + job.trained_shared)
-    chunk = max(1, min(ROWS_PER_CHUNK, CHUNK_ENTRIES // features, int(rows)))
-    product = float(_FLOAT * chunk * features)
-    if machine.bf16:
-        product += 2 * features * job.d_in
-    if machine.device == "cuda":
-        # Triton keeps 8 candidates of 16 bytes for each tile of 128 features, of all rows at once
-        product += rows * features
-    else:
-        # the selection's copy or mask of the chunk
-        product += chunk * features
-    batch = _FLOAT * rows * job.d_in
-    codes = rows * min(job.k, features) / (1 if job.per_row else mesh.feature)
-    auxiliary = min(job.k_aux, dead) * rows
-    return {
-        "parameters": _FLOAT * (job.sharded / mesh.feature + job.shared) + 8 * features,
-        "gradients": trained,
-        "Adam's moments": 2 * trained,
-        "batch": (BATCHES_WORKED_ON + 2 * (job.prefixes - 1)) * batch,
-        "pre-activations": product,
-        "codes": CODE_BYTES * codes,
-        "AuxK": CODE_BYTES * auxiliary + 4 * _FLOAT * dead * job.d_in + 3 * batch * (dead > 0),
-    }
-
-
-def _host_bytes(job: Job, mesh: Mesh) -> dict[str, float]:
-    held = job.split_rows or 0 if job.in_memory else 2 * job.window_rows / mesh.data
-    return {
-        "loader windows": held * job.row_bytes,
-        "batches ahead": BATCHES_LOADED * job.row_bytes * job.plan.batch_size / mesh.data,
-        "threads and heap": OVERHEAD,
-        "checkpoint copy": _FLOAT * (job.sharded + 2 * job.trained) / mesh.feature,
-    }
-
-
 def _sent(job: Job, mesh: Mesh, dead: int) -> dict[str, float]:
     """Return the bytes that a rank sends in a step by axis, rings as `World.traffic` counts them."""
     rows, features = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature
@@ -304,7 +259,7 @@ def _seconds(job: Job, mesh: Mesh, machine: Machine, sent: dict[str, float], dea
     codes = rows * (job.k + min(job.k_aux, dead * mesh.feature)) / mesh.feature
     written = rows * features * (1 if machine.device == "cuda" else 3 * _FLOAT)
     # Adam reads four tensors and writes three; gradients are written; the decoder is projected and normalised
-    moved = 7 * trained + trained + 5 * matrix + matrix * 1.5 * machine.bf16
+    moved = 7 * trained + trained + 5 * matrix + matrix * 1.5 * in_bf16(job, machine)
     moved += 4 * _FLOAT * codes * job.d_in + written + 20 * _FLOAT * rows * job.d_in
     inside = {"feature": mesh.feature <= machine.ranks, "data": mesh.ranks <= machine.ranks}
     inside["all"] = inside["data"]

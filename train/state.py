@@ -39,9 +39,10 @@ class TrainState:
         """Return the state before the first step."""
         return cls(torch.zeros(d_sae, dtype=torch.int64, device=device))
 
-    def dead(self, window: int) -> Bool[Tensor, "d_sae"]:
-        """Return which features have been silent for at least `window` global rows."""
-        return is_dead(self.silent_rows, window)
+    def dead(self, *windows: int) -> Bool[Tensor, "d_sae"]:
+        """Return which features have been silent for at least a window of global rows, of a stack each member's own."""
+        members = self.silent_rows.chunk(self.members)
+        return torch.cat([is_dead(own, window) for own, window in zip(members, windows, strict=True)])
 
     def advance(self, codes: SparseCodes, world: World) -> None:
         """Count one step; along `data` every rank has as many rows."""

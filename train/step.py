@@ -68,7 +68,7 @@ def step_together(
     whole
         The dictionary, or the stack (`sae.stack`) that the learners are the members of.
     learners
-        Of one plan, but for the learning rate.
+        Of one plan, but for the learning rate and when a feature is dead.
     state
         Of the whole.
     batch
@@ -83,7 +83,8 @@ def step_together(
     """
     for sae in {whole, *(learner.sae for learner in learners)}:
         sae.zero_grad()
-    losses = whole.losses(batch, dead=state.dead(learners[0].plan.dead_after_rows), world=world)
+    dead = state.dead(*(learner.plan.dead_after_rows for learner in learners))
+    losses = whole.losses(batch, dead=dead, world=world)
     torch.autograd.backward(losses.total.sum())
     for member, loss in enumerate(sum_gradients_(whole, losses.total, world).tolist()):
         if not math.isfinite(loss):

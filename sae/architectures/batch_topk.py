@@ -51,6 +51,7 @@ class BatchTopK(SAE):
     """
 
     stackable = True
+    mixes_k = True
     threshold: Tensor
     threshold_weight: Tensor
 
@@ -100,7 +101,7 @@ class BatchTopK(SAE):
 
     def _compete(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
         """Return the codes that training keeps: the k · rows largest positive entries of the global batch."""
-        return self._encode(x, partial(self.kernels.select_batch, k=self.config.k))
+        return self._encode(x, partial(self._select_k, lambda kernels: kernels.select_batch))
 
 
 def _smallest(codes: SparseCodes, members: int) -> Tensor:

@@ -44,6 +44,7 @@ class FrozenDecoder(BatchTopK):
     """
 
     stackable = True
+    mixes_k = True
     W_start: Tensor
     config: FrozenDecoderConfig
 

@@ -8,7 +8,7 @@ from statistics import NormalDist
 from typing import Literal
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from pydantic import Field, PositiveFloat
 from torch import Tensor, nn
 
@@ -65,6 +65,7 @@ class JumpReLU(SAE):
     """
 
     stackable = True
+    mixes_k = True
     threshold: nn.Parameter
     log_penalty: Tensor
     config: JumpReLUConfig
@@ -74,17 +75,18 @@ class JumpReLU(SAE):
     ) -> None:
         super().__init__(config, d_in, generator=generator, world=world)
         rate = min(config.k / config.d_sae, 0.5)
-        start = max(NormalDist().inv_cdf(1 - rate), self.bandwidth / 2)
+        start = max(NormalDist().inv_cdf(1 - rate), self._bandwidth(config.k) / 2)
         self.threshold = nn.Parameter(torch.full_like(self.b_enc, start))
         penalty = config.k * start**2 / d_in
         self.register_buffer("log_penalty", torch.tensor(math.log(penalty), device=generator.device))
 
     @property
-    def bandwidth(self) -> float:
-        """Width of the band around a threshold, with `auto` resolved."""
-        if self.config.bandwidth == "auto":
-            return BAND * math.sqrt(self.d_in / self.config.k)
-        return self.config.bandwidth
+    def bandwidth(self) -> float | Float[Tensor, "d_sae"]:
+        """Width of the band around a threshold, with `auto` resolved; each feature's where members differ."""
+        widths = [self._bandwidth(k) for k in self.ks]
+        if len(set(widths)) == 1:
+            return widths[0]
+        return self.threshold.new_tensor(widths).repeat_interleave(self.d_sae // self.members)
 
     def select(self, x: Tensor, W: Tensor, b: Tensor) -> SparseCodes:
         """Keep the entries strictly above their threshold."""
@@ -95,15 +97,18 @@ class JumpReLU(SAE):
         x = batch.x
         near = self._encode(x, self._select_near)
         gates = self.threshold.index_select(0, near.features)
-        z = jump(near.values, gates, bandwidth=self.bandwidth)
-        active = sums(step(near.values, gates, bandwidth=self.bandwidth), near, self.members)
+        bandwidth = self.bandwidth
+        if isinstance(bandwidth, Tensor):
+            bandwidth = bandwidth.index_select(0, near.features)
+        z = jump(near.values, gates, bandwidth=bandwidth)
+        active = sums(step(near.values, gates, bandwidth=bandwidth), near, self.members)
         x_hat = self.decode(near._replace(values=z))
         error = reconstruction(x, x_hat, world=world, members=self.members)
         l0 = world.feature_sum(active) / (global_rows(x, world) // self.members)
         penalty = self.log_penalty.exp()
         parts = {"mse": error.detach(), "penalty": penalty / world.axes["data"]}
         codes = subset(near._replace(values=z.detach()), ~(z <= 0))
-        total = error + penalty * l0 / self.config.k
+        total = error + penalty * self._share_of_k(l0)
         return self._revive(x, Losses(total, parts, codes, x_hat), dead, world)
 
     @torch.no_grad()
@@ -113,10 +118,11 @@ class JumpReLU(SAE):
         codes = losses.codes
         active = codes.offsets[:: codes.rows // self.members].diff().float().view_as(self.log_penalty)
         l0 = world.all_reduce(active) / (global_rows(losses.x_hat, world) // self.members)
-        excess = (l0 / self.config.k).clamp(math.exp(-1), math.e).log()
+        excess = self._share_of_k(l0).clamp(math.exp(-1), math.e).log()
         self.log_penalty.add_(RATE * excess)
         factors = (SHIFT * excess).exp().view(self.members, 1)
-        self.threshold.view(self.members, -1).mul_(factors).clamp_(min=self.bandwidth / 2)
+        self.threshold.view(self.members, -1).mul_(factors)
+        self.threshold.clamp_(min=self.bandwidth / 2)
 
     @torch.no_grad()
     def settle(self, batches: Iterable[Tensor], *, world: World) -> None:
@@ -136,6 +142,15 @@ class JumpReLU(SAE):
     def scale_state_(self, scale: float) -> None:
         """Scale the thresholds."""
         self.threshold.mul_(scale)
+
+    def _bandwidth(self, k: int) -> float:
+        if self.config.bandwidth == "auto":
+            return BAND * math.sqrt(self.d_in / k)
+        return self.config.bandwidth
+
+    def _share_of_k(self, l0: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return l0 / k; of a stack, each member's."""
+        return l0 / l0.new_tensor(self.ks).view_as(l0)
 
     def _select_near(self, x: Tensor, W: Tensor, b: Tensor) -> SparseCodes:
         lowest = (self.threshold.detach() - self.bandwidth / 2).clamp(min=0)

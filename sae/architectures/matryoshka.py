@@ -51,6 +51,7 @@ class Matryoshka(BatchTopK):
     """
 
     stackable = True
+    mixes_k = True
     prefixes: tuple[int, ...]
 
     def __init__(

@@ -32,10 +32,11 @@ class TopK(SAE):
     """
 
     stackable = True
+    mixes_k = True
 
     def select(self, x: Tensor, W: Tensor, b: Tensor) -> SparseCodes:
         """Keep the k largest positive entries of each row; ties go to the lower feature."""
-        return self.kernels.select_rows(x, W, b, k=self.config.k)
+        return self._select_k(lambda kernels: kernels.select_rows, x, W, b)
 
     def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:
         """Return mean squared error + aux_alpha · AuxK."""

@@ -1,6 +1,6 @@
 """Memory and speed that the planner foretells against those of a training in a process of its own, on this machine.
 
-    python -m tests.benchmarks.planner [--kinds KIND,...] [--steps N] [SIZE ...]
+    python -m tests.benchmarks.planner [--kinds KIND,...] [--precisions NAME,...] [--steps N] [SIZE ...]
 
 SIZE is d_in/d_sae/k/batch. Memory is the peak of the resident set beyond what the process had after its imports, as the
 kernel counts it; the split is small enough to be held in memory, and the run ends with a saved dictionary, so the peak
@@ -10,6 +10,7 @@ covers steps, checkpoints and the end. Rows per second are those of the median r
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 import subprocess
@@ -74,7 +75,9 @@ def write_store(path: Path, d_in: int) -> None:
     seal(path)
 
 
-def measure(kind: str, size: str, steps: int, folder: Path) -> tuple[Job, int, float]:
+def measure(
+    kind: str, size: str, steps: int, folder: Path, precision: str = "auto"
+) -> tuple[Job, int, float]:
     """Train in a process of its own; return what was planned for, the peak in bytes, and rows per second."""
     d_in, d_sae, k, batch = (int(part) for part in size.split("/"))
     write_store(folder / "a.zarr", d_in)
@@ -83,6 +86,7 @@ def measure(kind: str, size: str, steps: int, folder: Path) -> tuple[Job, int, f
         "rows": steps * batch,
         "batch_size": batch,
         "lr": 1e-4,
+        "precision": precision,
         "log_every": 2,
         "checkpoint_every": steps // 2,
     }
@@ -106,19 +110,20 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("sizes", nargs="*", default=["512/8192/32/2048", "256/16384/32/1024"])
     parser.add_argument("--kinds", default="topk,batch_topk")
+    parser.add_argument("--precisions", default="auto")
     parser.add_argument("--steps", type=int, default=8)
     args = parser.parse_args()
     device = torch.device("cpu")
     machine = probe(device, ranks=1)
     for size in args.sizes:
-        for kind in args.kinds.split(","):
+        for kind, precision in itertools.product(args.kinds.split(","), args.precisions.split(",")):
             with tempfile.TemporaryDirectory() as name:
-                job, peak, speed = measure(kind, size, args.steps, Path(name))
+                job, peak, speed = measure(kind, size, args.steps, Path(name), precision)
             like = calibrate(machine, job, device, ranks=1)
             found = estimate(job, Mesh(1, 1), like, dead_share=0.0)
             planned, pace = found.peak_host, job.plan.batch_size / found.step_seconds
             print(
-                f"{kind:<11} {size:<18} memory {peak / 2**20:6.0f} MiB, planned {planned / 2**20:6.0f}: "
+                f"{kind:<11} {size:<18} {precision:<4} memory {peak / 2**20:6.0f} MiB, planned {planned / 2**20:6.0f}: "
                 f"{planned / peak:.2f};  rows/s {speed:8,.0f}, planned {pace:8,.0f}: {pace / speed:.2f}",
                 flush=True,
             )

@@ -1,10 +1,11 @@
 """A sweep of same-shape members against as many lone runs: time, and bytes read from the store.
 
-    python -m tests.benchmarks.sweep [--kind KIND] [--members N] [--size d_in/d_sae/k/batch] [--steps N] [--rounds N]
+    python -m tests.benchmarks.sweep [--kind KIND] [--size d_in/d_sae/k/batch] [--members N | --ks K,...] [--steps N]
+        [--rounds N]
 
-A sweep as it comes, one whose members are not stacked and lone runs are interleaved; ratios are of the best and of
-the median. Bytes are those of the rows that the loader reads, decompressed. A run during which other processes used
-more than 0.2 of a core is invalid.
+Members differ in their seed, or in k where --ks lists one for each. A sweep as it comes, one whose members are not
+stacked and lone runs are interleaved; ratios are of the best and of the median. Bytes are those of the rows that the
+loader reads, decompressed. A run during which other processes used more than 0.2 of a core is invalid.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--kind", default="topk")
     parser.add_argument("--members", type=int, default=8)
+    parser.add_argument("--ks", default="")
     parser.add_argument("--size", default="128/2048/16/4096")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
@@ -80,7 +82,9 @@ def main() -> None:
     d_in, d_sae, k, batch = map(int, args.size.split("/"))
     base = parse_config(SAEConfig, {"kind": args.kind, "d_sae": d_sae, "k": k}, where="benchmark")
     config = TrainConfig(rows=args.steps * batch, batch_size=batch, checkpoint_every=10**6)
-    members = make_members(base, config, 0, {"seed": list(range(args.members))})
+    ks = [int(number) for number in args.ks.split(",") if number]
+    swept = {"sae.k": ks} if ks else {"seed": list(range(args.members))}
+    members = make_members(base.model_copy(update={"k": ks[0]}) if ks else base, config, 0, swept)
     costs: dict[str, list[Cost]] = {"sweep": [], "not stacked": [], "alone": []}
     with tempfile.TemporaryDirectory() as name:
         rows = plant(args.steps * batch, d_in=d_in, features=6 * d_in)

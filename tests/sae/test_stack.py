@@ -11,11 +11,12 @@ import sae.architectures  # noqa: F401 - registers the kinds
 from sae.base import Batch, SAEConfig
 from sae.checkpoint import load_sae, save_sae
 from sae.config import parse_config
-from sae.stack import stack, unstack_gradients, unstack_losses
+from sae.stack import shape, stack, unstack_gradients, unstack_losses
 from sae.world import World
 
 WORLD = World()
 D_IN, D_SAE, K, ROWS, MEMBERS = 12, 64, 4, 40, 3
+ONE_K, MIXED_K = (K, K, K), (2, 9, 9)
 
 
 def build(kind, seed, **options):
@@ -26,6 +27,9 @@ def build(kind, seed, **options):
 KINDS = [
     kind for kind, config in sorted(SAEConfig.kinds.items()) if config.trainable and build(kind, 0).stackable
 ]
+
+
+MIXING = [kind for kind in KINDS if build(kind, 0).mixes_k]
 
 
 def rows(seed, n=ROWS):
@@ -60,22 +64,31 @@ def descent(one):
 
 
 def test_the_kinds_that_most_sweeps_are_of_are_stackable():
-    assert {"topk", "batch_topk", "matryoshka", "jumprelu"} <= set(KINDS)
+    assert {"topk", "batch_topk", "matryoshka", "jumprelu"} <= set(MIXING) < set(KINDS)
+
+
+def test_members_agree_in_all_but_k_where_their_kind_mixes_it():
+    assert shape(build("topk", 0)) == shape(build("topk", 1, k=K + 1)) != shape(build("topk", 0, k_aux=3))
+    assert shape(build("topk", 0)) != shape(build("topk", 0, d_sae=2 * D_SAE))
+    budgets = [shape(build("hierarchical_topk", 0, k=k)) for k in (4, 5)]
+    assert budgets[0] != budgets[1], "its losses are counted by k"
 
 
 # the interpreter of Triton is slow, so one kind of each way to select
 @pytest.mark.parametrize(
-    ("kind", "kernels", "precision"),
+    ("kind", "kernels", "precision", "ks"),
     [
-        *itertools.product(KINDS, ["cpu", "portable"], ["fp32", "bf16"]),
-        ("topk", "triton", "fp32"),
-        ("jumprelu", "triton", "bf16"),
+        *itertools.product(KINDS, ["cpu", "portable"], ["fp32", "bf16"], [ONE_K]),
+        *itertools.product(MIXING, ["cpu", "portable"], ["fp32", "bf16"], [MIXED_K]),
+        ("topk", "triton", "fp32", ONE_K),
+        ("topk", "triton", "fp32", MIXED_K),
+        ("jumprelu", "triton", "bf16", ONE_K),
     ],
 )
-def test_members_learn_what_they_learn_alone(kind, kernels, precision, monkeypatch):
+def test_members_learn_what_they_learn_alone(kind, kernels, precision, ks, monkeypatch):
     # chunks that hold two members, so that the third is left over
     monkeypatch.setattr("sae.kernels.portable.ROWS_PER_CHUNK", 2 * ROWS)
-    saes = [build(kind, seed, k_aux=6) for seed in range(MEMBERS)]
+    saes = [build(kind, seed, k=k, k_aux=6) for seed, k in enumerate(ks)]
     for number, member in enumerate(saes):
         member.kernel_name, member.precision = kernels, precision
         member.b_dec.data.fill_(0.1 * number)

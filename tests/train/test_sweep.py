@@ -36,6 +36,8 @@ OVERRIDES: list[dict[str, Any]] = [
     {"seed": 7},
     {"train.lr": 3e-4},
     {"sae.kind": "jumprelu"},
+    {"sae.kind": "jumprelu", "sae.k": 4},
+    {"sae.kind": "topk", "sae.d_sae": 48, "sae.k": 5},
 ]
 MEMBERS = make_members(BASE, TRAIN, 0, OVERRIDES)
 
@@ -105,13 +107,16 @@ def test_small_ones_of_one_configuration_are_stacked(small, trainer, tmp_path, m
 
     alike = [make(i) for i in range(5)]
     assert sizes(alike, 1) == [5]
-    assert sizes(alike, 2) == [4, 1], "so small ones are not spread over threads"
+    assert sizes(alike[:4], 2) == [4], "so small ones are not spread over threads"
+    assert sizes(alike, 2) == [3, 2]
     monkeypatch.setattr("train.groups.TINY_PRODUCT", 0)
     assert sizes(alike, 2) == [3, 2], "each of those who work at once has a share"
     assert sizes(alike, 8) == [1] * 5
     monkeypatch.setattr("train.groups.STACK_ENTRIES", 2 * 32 * 40)
-    assert sizes(alike, 1) == [2, 2, 1]
-    assert sizes([make(0), make(1, k=4), make(2), make(3, kind="lista")], 1) == [2, 1, 1]
+    assert sizes(alike, 1) == [1, 2, 2]
+    monkeypatch.undo()
+    assert sizes([make(0), make(1, k=4), make(2), make(3, kind="lista")], 1) == [3, 1]
+    assert sizes([make(0, kind="hierarchical_topk"), make(1, kind="hierarchical_topk", k=4)], 1) == [1, 1]
     assert sizes([make(0, kind="lista"), make(1, kind="lista")], 1) == [1, 1]
     other = make(1)
     other.plan = replace(other.plan, lr=1e-5)
@@ -120,7 +125,21 @@ def test_small_ones_of_one_configuration_are_stacked(small, trainer, tmp_path, m
     assert sizes([make(0), other], 1) == [1, 1]
     other = make(1)
     other.plan = replace(other.plan, dead_after_rows=7)
+    assert sizes([make(0), other], 1) == [2]
+    other.plan = replace(other.plan, clip_norm=1.0)
     assert sizes([make(0), other], 1) == [1, 1]
+
+
+def test_stacks_that_work_at_once_have_as_much_to_do(small, trainer, tmp_path):
+    def make(k: int) -> Trainer:
+        sae = {"kind": "topk", "d_sae": 40, "k": k}
+        return trainer(small, tmp_path / str(k), sae=sae, batch_size=32, rows=320)
+
+    groups = make_groups([make(k) for k in (16, 1, 2, 3, 4, 6, 8, 12)], workers=2)
+    assert [[trainer.sae.config.k for trainer in group.trainers] for group in groups] == [
+        [1, 4, 6, 16],
+        [2, 3, 8, 12],
+    ]
 
 
 def test_large_ones_are_not_stacked(small, trainer, tmp_path, monkeypatch):
@@ -131,13 +150,18 @@ def test_large_ones_are_not_stacked(small, trainer, tmp_path, monkeypatch):
 
 
 def test_a_stack_knows_who_was_silent_before(small, trainer, tmp_path):
-    settings = {"sae": {"kind": "topk", "d_sae": 40, "k": 3}, "batch_size": 32, "rows": 320}
-
     def pair(folder: Path) -> list[Trainer]:
-        found: list[Trainer] = [trainer(small, folder / str(i), seed=i, **settings) for i in range(2)]
-        # as after a checkpoint
+        found: list[Trainer] = [
+            trainer(
+                small, folder / str(i), seed=i, sae={"kind": "topk", "d_sae": 40, "k": k, "k_aux": 30},
+                batch_size=32, rows=320, dead_after_rows=window,
+            )
+            for i, (k, window) in enumerate([(3, 64), (5, 32)])
+        ]  # fmt: skip
+        # as after a checkpoint; the last ten are dead by the window of the second only
         for i, run in enumerate(found):
             run.state.silent_rows[5 * i : 20] = run.plan.dead_after_rows
+            run.state.silent_rows[30:] = 40
         return found
 
     alone, together = pair(tmp_path / "alone"), pair(tmp_path / "together")
@@ -248,7 +272,7 @@ def test_all_continue_from_the_newest_step_that_all_have(swept, store, tmp_path)
     (newest / "index.json").unlink(missing_ok=True)
     texts: list[str] = []
     train(store, MEMBERS, tmp_path, lambda done, total, text: texts.append(text))
-    assert "6 dictionaries" in texts[0]
+    assert "8 dictionaries" in texts[0]
     assert "continuing at step 20" in texts[0]
     assert weights(tmp_path) == weights(swept)
 
@@ -285,7 +309,12 @@ def test_a_grid_has_every_combination_and_the_base_first():
         "batch_topk-32-2-1",
     ]
     assert [(m.sae.k, m.seed) for m in members] == [(2, 0), (1, 0), (1, 1), (2, 1)]
-    assert [m.name for m in MEMBERS][4:] == ["batch_topk-32-2-0-lr-0.0003", "jumprelu-32-2-0"]
+    assert [m.name for m in MEMBERS][4:] == [
+        "batch_topk-32-2-0-lr-0.0003",
+        "jumprelu-32-2-0",
+        "jumprelu-32-4-0",
+        "topk-48-5-0",
+    ]
 
 
 def test_auto_rows_are_the_most_that_any_member_would_take_alone():

@@ -1,0 +1,100 @@
+"""Bytes that a training holds, by part: what the planner adds up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sae.kernels.portable import CHUNK_ENTRIES, ROWS_PER_CHUNK
+
+from .machines import Machine
+from .trainer import SAMPLE_ROWS
+
+if TYPE_CHECKING:
+    from .planner import Job, Mesh
+
+BATCHES_LOADED = 8
+"""Batches that the loader keeps memory for: ready, being filled, in use."""
+
+BATCHES_WORKED_ON = 8
+"""Tensors of a batch's shape that a step holds at its peak: scaled, centred, reconstruction, errors, gradients."""
+
+LIBRARIES, BF16_LIBRARIES = 20 << 20, 8 << 20
+"""Of what the first step imports and of the libraries' pages that training touches, beyond what importing the trainer takes;
+and what products in bf16 add. Measured on a CPU."""
+
+CODE_BYTES = 48
+"""Of a code at the peak: value, feature, row, its place by feature, and their gradients."""
+
+_FLOAT, _HALF = 4, 2
+
+
+def device_bytes(job: Job, mesh: Mesh, machine: Machine, dead: int) -> dict[str, float]:
+    """Return the bytes that a rank's device holds while it trains, by part, with so many of its features dead."""
+    rows, features = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature
+    trained = _FLOAT * (job.trained / mesh.feature + job.trained_shared)
+    product = _product_bytes(job, mesh, machine)
+    if in_bf16(job, machine):
+        product += _HALF * (features + rows) * job.d_in
+    if machine.device == "cuda":
+        # Triton keeps 8 candidates of 16 bytes for each tile of 128 features, of all rows at once
+        product += rows * features
+    else:
+        # the selection's copy or mask of the chunk
+        product += _chunk(job, mesh) * features
+    batch = _FLOAT * rows * job.d_in
+    codes = rows * min(job.k, features) / (1 if job.per_row else mesh.feature)
+    auxiliary = min(job.k_aux, dead) * rows
+    return {
+        "parameters": _FLOAT * (job.sharded / mesh.feature + job.shared) + 8 * features,
+        "gradients": trained,
+        "Adam's moments": 2 * trained,
+        "batch": (BATCHES_WORKED_ON + 2 * (job.prefixes - 1)) * batch,
+        "pre-activations": product,
+        "codes": CODE_BYTES * codes,
+        "AuxK": CODE_BYTES * auxiliary + 4 * _FLOAT * dead * job.d_in + 3 * batch * (dead > 0),
+    }
+
+
+def host_bytes(job: Job, mesh: Mesh, machine: Machine, device: dict[str, float]) -> dict[str, float]:
+    """Return the bytes that a rank holds besides, by part: of its host's memory, which without a GPU is the device's too."""
+    held = job.split_rows or 0 if job.in_memory else 2 * job.window_rows / mesh.data
+    host = {
+        "loader windows": held * job.row_bytes,
+        "batches ahead": BATCHES_LOADED * job.row_bytes * job.plan.batch_size / mesh.data,
+        "checkpoint copy": _FLOAT * (job.sharded + 2 * job.trained) / mesh.feature,
+    }
+    return (
+        host
+        if machine.device == "cuda"
+        else host | _heap_bytes(job, mesh, device, bf16=in_bf16(job, machine))
+    )
+
+
+def in_bf16(job: Job, machine: Machine) -> bool:
+    """Return whether the encoder's product is in bf16."""
+    return machine.bf16 if job.precision == "auto" else job.precision == "bf16"
+
+
+def _chunk(job: Job, mesh: Mesh) -> int:
+    """Return the rows whose pre-activations a rank holds at once."""
+    features = job.d_sae // mesh.feature
+    return max(1, min(ROWS_PER_CHUNK, CHUNK_ENTRIES // features, job.plan.batch_size // mesh.data))
+
+
+def _product_bytes(job: Job, mesh: Mesh, machine: Machine) -> float:
+    """Return the bytes of these pre-activations."""
+    halved = machine.device != "cuda" and in_bf16(job, machine)
+    return (_HALF if halved else _FLOAT) * _chunk(job, mesh) * job.d_sae / mesh.feature
+
+
+def _heap_bytes(job: Job, mesh: Mesh, device: dict[str, float], *, bf16: bool) -> dict[str, float]:
+    """Return what a process without a GPU takes besides: all of its memory is one heap, which keeps what a step frees."""
+    step = sum(device[name] for name in ("batch", "pre-activations", "codes", "AuxK"))
+    # a copy by batch and one of all
+    first = 2 * _FLOAT * max(SAMPLE_ROWS, job.plan.batch_size) * job.d_in
+    return {
+        "libraries": LIBRARIES + BF16_LIBRARIES * bf16,
+        "first rows, beyond what a step takes": max(0.0, first - step),
+        # smaller blocks come to lie where the gradient of a matrix was, and the next one beside it
+        "gaps in the heap": _FLOAT * job.d_sae / mesh.feature * job.d_in,
+    }
