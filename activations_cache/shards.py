@@ -19,6 +19,7 @@ from sae.errors import StoreError
 from .copying import Copying
 from .durable import crc32c
 from .places import Place
+from .places.pieces import Pieces, copy_pieces
 from .schema import MISSING_CHUNK, ArraySpec, Geometry
 
 _BYTES_AT_ONCE = 2 << 20
@@ -121,6 +122,23 @@ class ArrayReader:
                 do="restore the file from a copy, or harvest again",
             )
         self._checked.add(chunk)
+
+    def scatter(self, chunk: int, start: int, pieces: Pieces) -> None:
+        """Read rows of a chunk from `start` on into pieces of memory, in the format on disk.
+
+        Raises
+        ------
+        StoreError
+            As for `read`.
+        """
+        width = self.spec.row_bytes
+        if chunk in self._checked:
+            path, offset = self.locate(chunk)
+            path.scatter(pieces, offset + start * width)
+            return
+        rows = np.empty((int(pieces[:, 1].sum()) // width, *self.spec.row_shape), self.spec.dtype)
+        self.read(chunk, start, rows)
+        copy_pieces(rows.reshape(-1).view(np.uint8), pieces)
 
     def read_rows(self, rows: Int64[np.ndarray, " n"], out: Shaped[np.ndarray, "n ..."]) -> None:
         """Read rows by their number in the array, ascending; each chunk they touch is checked once.

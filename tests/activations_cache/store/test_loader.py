@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from activations_cache.batches import Recycler
 from activations_cache.loader import LoaderConfig, ShuffledLoader
 from activations_cache.order import Order
 from activations_cache.schema import StoreLayout
 from activations_cache.store import ActivationStore
-from activations_cache.windows import Recycler
 from activations_cache.writer import StoreWriter
 from sae.errors import CheckpointError, ConfigError, StoreError
 from sae.world import World
