@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,8 @@ from torch import Tensor
 
 from .formats import as_tensor
 from .schema import COLUMNS, ArraySpec
+
+_STRETCH_BYTES = 16 << 20
 
 
 class Recycler:
@@ -33,10 +36,14 @@ class Recycler:
             arrays.rotate(-1)
             if _references(arrays, -1) <= _UNUSED:
                 return arrays[-1]
-        fresh = np.empty(shape, dtype)
-        if len(arrays) < self._kept:
-            arrays.append(fresh)
-        return fresh
+        if len(arrays) == self._kept:
+            return np.empty(shape, dtype)
+        # small arrays many at once: the system maps a large stretch of memory in far fewer steps
+        size = max(1, math.prod(shape) * np.dtype(dtype).itemsize)
+        many = max(1, min(self._kept - len(arrays), _STRETCH_BYTES // size))
+        arrays.extendleft(np.empty((many, *shape), dtype))
+        arrays.rotate(-1)
+        return arrays[-1]
 
 
 def _references(items: Sequence[object], i: int) -> int:

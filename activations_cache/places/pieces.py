@@ -42,16 +42,9 @@ def read_pieces(fd: int, pieces: Pieces, offset: int) -> int:
         The file cannot be read.
     """
     assert pieces.flags.c_contiguous
-    ends = np.cumsum(pieces[:, 1])
-    want, done = int(pieces[:, 1].sum()), 0
+    want, done, left = int(pieces[:, 1].sum()), 0, pieces
     while done < want:
-        first = int(np.searchsorted(ends, done, side="right"))
-        now = pieces[first : first + _AT_ONCE]
-        begun = done - int(ends[first] - now[0, 1])
-        if begun:
-            now = now.copy()
-            now[0] += begun, -begun
-        got = _preadv(fd, now.ctypes.data, len(now), offset + done)
+        got = _preadv(fd, left.ctypes.data, min(len(left), _AT_ONCE), offset + done)
         if got == 0:
             break
         if got < 0:
@@ -60,7 +53,17 @@ def read_pieces(fd: int, pieces: Pieces, offset: int) -> int:
                 continue
             raise OSError(number, os.strerror(number))
         done += got
+        left = _without(left, got) if done < want else left
     return want - done
+
+
+def _without(pieces: Pieces, size: int) -> Pieces:
+    """Return what is left of pieces, some of it, after their first `size` bytes."""
+    ends = np.cumsum(pieces[:, 1])
+    first = int(np.searchsorted(ends, size, side="right"))
+    left, rest = pieces[first:].copy(), int(ends[first]) - size
+    left[0] = left[0].sum() - rest, rest
+    return left
 
 
 def copy_pieces(data: UInt8[np.ndarray, " bytes"], pieces: Pieces) -> None:
