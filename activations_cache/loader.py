@@ -252,7 +252,7 @@ class ShuffledLoader:
     def _choose_slices(self, rows: int) -> int:
         """Return how many stored rows are served as a slice; 0 where single rows are gathered from a window.
 
-        A slice is as random as its rows are where these were shuffled, one by one, when they were written.
+        Where rows were shuffled one by one when they were written, those of a slice are random rows of a block.
         Pieces of a hook have 4 KiB on average: a file is read into smaller ones at less than its full speed.
         """
         stored, gathered = self.store.description, self.run_length > 1 or self.settings.entity_rows
@@ -260,7 +260,7 @@ class ShuffledLoader:
             return 0
         wanted = len(self.hooks) * _SLICE_BYTES / sum(self._specs[hook].row_bytes for hook in self.hooks)
         share = self.batch_size // math.gcd(self.settings.lanes, self.batch_size)
-        return 1 << min(math.ceil(math.log2(max(wanted, 1))), int(math.log2(share)))
+        return 1 << min((math.ceil(wanted) - 1).bit_length(), share.bit_length() - 1)
 
     def _freeze(self, blocks: dict[int, int]) -> None:
         """Fix which rows there are, and with them the order."""

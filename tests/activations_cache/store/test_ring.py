@@ -16,6 +16,7 @@ from activations_cache.loader import LoadedBatch, LoaderConfig, ShuffledLoader
 from activations_cache.ring import Ring
 from activations_cache.schema import StoreLayout
 from activations_cache.store import ActivationStore
+from activations_cache.writer import StoreWriter
 from sae.errors import CheckpointError, StoreError
 from sae.world import World
 
@@ -188,6 +189,22 @@ def test_states_of_rows_served_singly_are_refused(singly):
         loader.load_state_dict(state)
     with pytest.raises(CheckpointError, match="slice_rows"):
         loader.load_state_dict({**loader.state_dict(), "slice_rows": 2})
+
+
+def test_a_store_that_outgrows_the_window_keeps_the_order_of_a_state(tmp_path, rows, layout, feed):
+    path, hooks = tmp_path / "a.zarr", {h: a.shape[1] for h, a in rows.acts.items()}
+    for stop in (1500, len(rows.entity)):
+        with StoreWriter(path, hooks=hooks, layout=layout, seed=0, provenance={}) as writer:
+            feed(writer, rows.part(0, stop), start=writer.cursor[0] if writer.cursor else 0)
+        if stop == 1500:
+            first = load(ActivationStore.open(path, allow_incomplete=True), window_rows=900)
+            state, want = first.state_dict(), list(first.batches(30))
+    later = load(ActivationStore.open(path, allow_incomplete=True), window_rows=900)
+    assert (state["format_version"], later.state_dict()["format_version"]) == (1, 2)
+    later.load_state_dict(state)
+    assert later.state_dict() == state
+    for a, b in zip(want, later.batches(30), strict=True):
+        assert torch.equal(a.acts["layers.2"], b.acts["layers.2"])
 
 
 def test_batches_that_are_kept_do_not_change(singly):
