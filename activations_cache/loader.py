@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import time as clock
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
-import torch
 from jaxtyping import Float, Float32, Int64
 from pydantic import Field
 from torch import Tensor
@@ -20,14 +17,16 @@ from sae.errors import CheckpointError, ConfigError, StoreError
 from sae.world import World
 
 from .balance import EntityBalance
-from .formats import as_tensor
+from .batches import BatchMemory
 from .order import Order
+from .ring import Ring
 from .schema import COLUMNS
+from .selection import Selection
 from .store import ActivationStore
-from .windows import Recycler, Selection, Windows
+from .windows import Gathering, Windows
 
 _WINDOW_BYTES = 512 << 20
-_AHEAD = 2
+_SLICE_BYTES = 4 << 10
 
 
 class LoaderConfig(Config):
@@ -143,12 +142,9 @@ class ShuffledLoader:
             raise ConfigError("entity_rows leaves rows out, so runs of rows cannot be kept", do="choose one")
         threads = self.settings.threads or store.path.threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="assay-read")
-        self._assembler = ThreadPoolExecutor(1, thread_name_prefix="assay-batch")
         self.batch = 0
         self.wait_seconds = 0.0
-        self._recycler = Recycler(kept=2 * _AHEAD + 4)
-        self._windows: Windows | None = None
-        self._ahead: deque[Future[dict[str, Tensor]]] = deque()
+        self._batches: Gathering | Ring | None = None
         self._freeze({group.number: len(group.commits) for group in store.groups})
 
     @property
@@ -186,14 +182,13 @@ class ShuffledLoader:
             A chunk of the store is missing or damaged; asked again, the loader tries the same batch again.
         """
         started = clock.perf_counter()
-        while len(self._ahead) <= _AHEAD:
-            self._ahead.append(self._assembler.submit(self._assemble, self.batch + len(self._ahead)))
         try:
-            rows = self._ahead.popleft().result()
+            if self._batches is None:
+                self._batches = self._begin()
+            rows = self._batches.take(self.batch)
         except BaseException:
-            self._drop_ahead()
             # what is still being read goes into memory that nobody looks at any more
-            self._windows = None
+            self._stop()
             raise
         self.batch += 1
         acts = {hook: rows[hook].to(self._device, non_blocking=True) for hook in self.hooks}
@@ -202,7 +197,8 @@ class ShuffledLoader:
 
     def state_dict(self) -> dict[str, Any]:
         """Return where the loader stands, as plain values of constant size."""
-        return {**self._identity(), "epoch": self.epoch, "batch": self.batch, "frozen": self._frozen}
+        form, settings = _form(self._slice_rows), self._identity()
+        return {**form, **settings, "epoch": self.epoch, "batch": self.batch, "frozen": self._frozen}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where a state was taken, whatever the number of ranks was then.
@@ -212,14 +208,7 @@ class ShuffledLoader:
         CheckpointError
             The state was taken with other settings, or from a store whose rows are no longer the same.
         """
-        mine = self._identity()
-        differ = [name for name in mine if state.get(name) != mine[name]]
-        if differ:
-            raise CheckpointError(
-                "the saved position in the data belongs to another order",
-                got="; ".join(f"{name} {mine[name]}" for name in differ),
-                expected="; ".join(f"{name} {state.get(name)}" for name in differ),
-            )
+        _refuse_others(state, self._identity())
         groups = {group.folder.name: group for group in self.store.groups}
         for name, (blocks, digest) in state["frozen"].items():
             if (
@@ -232,20 +221,20 @@ class ShuffledLoader:
                     got=f"{name} has changed",
                     do="start the training again",
                 )
-        self._drop_ahead()
-        self._freeze({groups[name].number: blocks for name, (blocks, _) in state["frozen"].items()})
+        frozen = {groups[name].number: blocks for name, (blocks, _) in state["frozen"].items()}
+        _refuse_others(state, _form(self._choose_slices(self.store.chunks(self.split, frozen).total)))
+        self._stop()
+        self._freeze(frozen)
         self.batch = int(state["batch"])
 
     def close(self) -> None:
         """Stop reading ahead; the loader serves nothing afterwards."""
-        self._drop_ahead()
-        self._assembler.shutdown()
+        self._stop()
         self._pool.shutdown()
 
     def _identity(self) -> dict[str, Any]:
-        """Return everything besides the rows themselves that the order depends on."""
+        """Return the settings that the order depends on."""
         return {
-            "format_version": 1,
             "hooks": list(self.hooks),
             "split": self.split,
             "seed": self.seed,
@@ -260,10 +249,23 @@ class ShuffledLoader:
         row_bytes = sum(self._specs[hook].row_bytes for hook in self.hooks)
         return self.settings.window_rows or max(1, _WINDOW_BYTES // row_bytes)
 
+    def _choose_slices(self, rows: int) -> int:
+        """Return how many stored rows are served as a slice; 0 where single rows are gathered from a window.
+
+        Where rows were shuffled one by one when they were written, those of a slice are random rows of a block.
+        Pieces of a hook have 4 KiB on average: a file is read into smaller ones at less than its full speed.
+        """
+        stored, gathered = self.store.description, self.run_length > 1 or self.settings.entity_rows
+        if rows <= self._window_rows() or gathered or not stored.shuffle or stored.run_length > 1:
+            return 0
+        wanted = len(self.hooks) * _SLICE_BYTES / sum(self._specs[hook].row_bytes for hook in self.hooks)
+        share = self.batch_size // math.gcd(self.settings.lanes, self.batch_size)
+        return 1 << min((math.ceil(wanted) - 1).bit_length(), share.bit_length() - 1)
+
     def _freeze(self, blocks: dict[int, int]) -> None:
         """Fix which rows there are, and with them the order."""
         table = self.store.chunks(self.split, blocks)
-        rows, window = int(table.rows.sum()), self._window_rows()
+        rows, window = table.total, self._window_rows()
         lanes = math.gcd(self.settings.lanes, self.batch_size)
         share = max(1, window // (lanes * self.store.description.geometry.chunk_rows))
         whole = rows <= window
@@ -281,43 +283,36 @@ class ShuffledLoader:
             balance = EntityBalance(
                 self.store, self.split, blocks, entity_rows=self.settings.entity_rows, seed=self.seed
             )
+        self._slice_rows = self._choose_slices(rows)
         self._order = Order(
             balance.chunk_rows if balance else table.rows,
             batch_size=self.batch_size,
             lanes=lanes,
             window_chunks=0 if whole else share,
             seed=self.seed,
+            slice_rows=max(1, self._slice_rows),
         )
         names = (*self.hooks, *(COLUMNS if self._coordinates else ()))
         self._selection = Selection(self.store, self.split, names, table, self.run_length, balance)
-        self._windows = None
 
-    def _assemble(self, batch: int) -> dict[str, Tensor]:
-        rows = self.batch_size // self._ranks
-        out = {hook: self._empty(hook, rows) for hook in self.hooks}
-        if self._coordinates:
-            out |= {name: torch.empty(rows, dtype=torch.int64) for name in COLUMNS}
-        windows = self._windows
-        if windows is None:
-            lanes = self._order.lanes_of(self._rank, self._ranks)
-            self._windows = windows = Windows(self._selection, self._order, self._pool, lanes)
-        windows.fill(self._order.takes(batch, self._rank, self._ranks), out)
-        return out
+    def _begin(self) -> Gathering | Ring:
+        """Start to read, at any batch."""
+        order, selection, lanes = self._order, self._selection, self._order.lanes_of(self._rank, self._ranks)
+        # what is made ahead, and what callers hold
+        kept = 8
+        if self._slice_rows:
+            window = order.window_chunks * self.store.description.geometry.chunk_rows
+            kept += 2 * window * order.lanes // self.batch_size
+        memory = BatchMemory(selection.specs, self.batch_size // self._ranks, self._device, kept=kept)
+        if self._slice_rows:
+            return Ring(selection, order, self._pool, lanes, memory)
+        windows = Windows(selection, order, self._pool, lanes)
+        return Gathering(windows, order, memory, self._rank, self._ranks)
 
-    def _empty(self, hook: str, rows: int) -> Tensor:
-        """Return memory for a hook's rows as stored: pinned, and kept by torch, where it goes on to a GPU."""
-        spec = self._specs[hook]
-        shape = (rows, *spec.row_shape)
-        if self._device.type == "cuda":
-            dtype = as_tensor(np.empty(0, spec.dtype), spec.logical_dtype).dtype
-            return torch.empty(shape, dtype=dtype, pin_memory=True)
-        return as_tensor(self._recycler.take(hook, shape, spec.dtype), spec.logical_dtype)
-
-    def _drop_ahead(self) -> None:
-        for future in self._ahead:
-            future.cancel()
-        wait(self._ahead)
-        self._ahead.clear()
+    def _stop(self) -> None:
+        if self._batches is not None:
+            self._batches.close()
+            self._batches = None
 
 
 def _check(store: ActivationStore, hooks: tuple[str, ...], split: str, run_length: int) -> None:
@@ -330,4 +325,19 @@ def _check(store: ActivationStore, hooks: tuple[str, ...], split: str, run_lengt
             f"{store.path} does not keep runs of {run_length} rows together",
             got=f"written with run_length {store.description.run_length}",
             do="harvest with a longer run_length",
+        )
+
+
+def _form(slice_rows: int) -> dict[str, Any]:
+    """Return what tells orders apart that follow from the same settings; slices of one row change nothing."""
+    return {"format_version": 2, "slice_rows": slice_rows} if slice_rows > 1 else {"format_version": 1}
+
+
+def _refuse_others(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
+    differ = [name for name in mine if state.get(name) != mine[name]]
+    if differ:
+        raise CheckpointError(
+            "the saved position in the data belongs to another order",
+            got="; ".join(f"{name} {mine[name]}" for name in differ),
+            expected="; ".join(f"{name} {state.get(name)}" for name in differ),
         )

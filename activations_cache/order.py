@@ -3,8 +3,9 @@
 Rows are numbered without end: epoch e serves the numbers [e N, (e + 1) N), and batch t the numbers
 [t B, (t + 1) B), so a batch may end one epoch and begin the next. Number g belongs to lane g mod V. The
 chunks of an epoch are permuted and laid end to end; lane v has a stretch of exactly as many rows as it has
-numbers, cut into windows of W chunks, and the rows of a window are permuted. Everything is drawn from Philox
-of (seed, epoch[, lane, window]).
+numbers, cut into windows of W chunks, and the rows of a window are permuted: one by one, or, where they were
+shuffled already when they were written, in slices of consecutive rows. Everything is drawn from Philox of
+(seed, epoch[, lane, window]).
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
+
+from .block import shuffled_runs
 
 ChunkRows = Int64[np.ndarray, " chunks"]
 
@@ -54,6 +57,24 @@ class Window(NamedTuple):
         return epoch == self.epoch and self.first <= row < self.first + self.rows
 
 
+class Slices(NamedTuple):
+    """How the rows of a window are served, in storage order.
+
+    Attributes
+    ----------
+    first
+        Row at which each slice begins, counted through the window's pieces.
+    served
+        Which row that is of all that the lane ever serves.
+    rows
+        Rows that follow one another in both.
+    """
+
+    first: Int64[np.ndarray, " slices"]
+    served: Int64[np.ndarray, " slices"]
+    rows: Int64[np.ndarray, " slices"]
+
+
 @dataclass(frozen=True)
 class _Epoch:
     """One epoch: chunks in order, the row at which each begins, the row at which each lane begins."""
@@ -79,6 +100,8 @@ class Order:
         Chunks of one lane's window; 0 = the whole selection is one window of one lane.
     seed
         Of all permutations.
+    slice_rows
+        Consecutive stored rows that stay together within a window.
     """
 
     def __init__(
@@ -89,7 +112,9 @@ class Order:
         lanes: int,
         window_chunks: int,
         seed: int,
+        slice_rows: int = 1,
     ) -> None:
+        self.slice_rows = slice_rows
         self.whole = window_chunks == 0
         self._chunk_rows = chunk_rows if callable(chunk_rows) else lambda _: chunk_rows
         first = self._chunk_rows(0)
@@ -145,14 +170,36 @@ class Order:
         first = max(low, int(plan.begins[begin])) - low
         return Window(epoch, lane, number, first, sum(rows for _, _, rows in pieces), tuple(pieces))
 
-    def after(self, window: Window) -> Window | None:
-        """Return the lane's next window, in the next epoch if need be; None if the lane has no rows there."""
-        end = window.first + window.rows
-        if end < self._lane_rows(window.epoch, window.lane):
-            return self.window(window.epoch, window.lane, end)
-        if self._lane_rows(window.epoch + 1, window.lane):
-            return self.window(window.epoch + 1, window.lane, 0)
-        return None
+    def window_at(self, lane: int, served: int) -> Window:
+        """Return the window that holds a row of all that a lane ever serves."""
+        epoch = (served * self.lanes + lane) // self.rows
+        return self.window(epoch, lane, served - self._below(epoch * self.rows, lane))
+
+    def before(self, window: Window) -> int:
+        """Count the rows that a lane serves before a window, in all epochs."""
+        return self._below(window.epoch * self.rows, window.lane) + window.first
+
+    def after(self, window: Window) -> Window:
+        """Return the lane's next window, in a later epoch if need be."""
+        return self.window_at(window.lane, self.before(window) + window.rows)
+
+    def slices(self, window: Window) -> Slices:
+        """Return how a window is served: in permuted slices, cut where a batch ends."""
+        ends = np.cumsum([rows for _, _, rows in window.pieces]).tolist()
+        starts = np.concatenate(
+            [np.arange(a, b, self.slice_rows) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
+        )
+        rng = self.generator(window.epoch, window.lane, window.number)
+        order = shuffled_runs(rng, starts, window.rows)
+        begins = np.zeros(window.rows, bool)
+        begins[starts] = True
+        begins = begins[order]
+        share, before = self.batch_size // self.lanes, self.before(window)
+        begins[-before % share :: share] = True
+        at = np.flatnonzero(begins)
+        rows = np.diff(at, append=window.rows)
+        stored = np.argsort(order[at])
+        return Slices(order[at][stored], before + at[stored], rows[stored])
 
     def _below(self, number: int, lane: int) -> int:
         """Count the numbers below `number` that belong to a lane."""

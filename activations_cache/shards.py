@@ -12,13 +12,14 @@ from contextlib import AbstractContextManager
 
 import google_crc32c
 import numpy as np
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64, Shaped, UInt8
 
 from sae.errors import StoreError
 
 from .copying import Copying
 from .durable import crc32c
 from .places import Place
+from .places.pieces import Pieces, copy_pieces
 from .schema import MISSING_CHUNK, ArraySpec, Geometry
 
 _BYTES_AT_ONCE = 2 << 20
@@ -114,13 +115,25 @@ class ArrayReader:
         found = 0
         for part in (before, out, after):
             found = crc32c(part, found) if part.size else found
-        if found != int.from_bytes(crc.tobytes(), "little"):
-            raise StoreError(
-                f"{path} is damaged: the checksum of a chunk does not match",
-                got=f"chunk {chunk % self.geometry.chunks_per_shard} of the file",
-                do="restore the file from a copy, or harvest again",
-            )
-        self._checked.add(chunk)
+        self._compare(chunk, found, crc)
+
+    def scatter(self, chunk: int, start: int, pieces: Pieces) -> None:
+        """Read rows of a chunk from `start` on into pieces of memory, in the format on disk.
+
+        Raises
+        ------
+        StoreError
+            As for `read`.
+        """
+        path, offset = self.locate(chunk)
+        width = self.spec.row_bytes
+        if chunk in self._checked:
+            path.scatter(pieces, offset + start * width)
+            return
+        data = np.empty(self.geometry.chunk_rows * width + 4, np.uint8)
+        path.read_into([data], offset)
+        self._compare(chunk, crc32c(data[:-4]), data[-4:])
+        copy_pieces(data[start * width : start * width + int(pieces[:, 1].sum())], pieces)
 
     def read_rows(self, rows: Int64[np.ndarray, " n"], out: Shaped[np.ndarray, "n ..."]) -> None:
         """Read rows by their number in the array, ascending; each chunk they touch is checked once.
@@ -138,6 +151,16 @@ class ArrayReader:
             window = np.empty((last - first + 1, *self.spec.row_shape), self.spec.dtype)
             self.read(chunk, first, window)
             np.take(window, inside - first, axis=0, out=out[start:end], mode="clip")
+
+    def _compare(self, chunk: int, found: int, crc: UInt8[np.ndarray, "4"]) -> None:
+        """Note that a chunk is whole; StoreError if its checksum is not the one that follows it."""
+        if found != int.from_bytes(crc.tobytes(), "little"):
+            raise StoreError(
+                f"{self.locate(chunk)[0]} is damaged: the checksum of a chunk does not match",
+                got=f"chunk {chunk % self.geometry.chunks_per_shard} of the file",
+                do="restore the file from a copy, or harvest again",
+            )
+        self._checked.add(chunk)
 
 
 def _index(rows: int, chunk_bytes: int, geometry: Geometry) -> np.ndarray:

@@ -1,9 +1,9 @@
-"""Windows of rows in memory: read by threads into reused buffers, one ahead of the one being served."""
+"""Batches that are gathered row by row: from windows of rows in memory, one ahead of the one being served."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -11,94 +11,13 @@ import numpy as np
 from jaxtyping import Int64
 from torch import Tensor
 
-from .balance import EntityBalance
+from .batches import BatchMemory
 from .block import run_starts, shuffled_runs
-from .chunks import ChunkTable
 from .formats import as_array
 from .order import Order, Take, Window
-from .store import ActivationStore
+from .selection import Selection
 
-
-@dataclass(frozen=True)
-class Selection:
-    """What is read: a split of a store, the arrays by name, its chunks, and how long runs stay together.
-
-    With a `balance` only some rows of a chunk are served; what lies between them is read with them.
-    """
-
-    store: ActivationStore
-    split: str
-    names: tuple[str, ...]
-    table: ChunkTable
-    run_length: int
-    balance: EntityBalance | None = None
-
-    def spans(self, window: Window, *, whole: bool) -> list[tuple[int, int, int]]:
-        """Return what is read for a window: (chunk, first row, rows), in the order of the buffers."""
-        if self.balance is None:
-            return list(window.pieces)
-        if whole:
-            return [(chunk, 0, rows) for chunk, rows in enumerate(self.table.rows.tolist())]
-        return [(chunk, int(rows[0]), int(rows[-1] - rows[0]) + 1) for chunk, rows in self._chosen(window)]
-
-    def served(self, window: Window, *, whole: bool) -> Int64[np.ndarray, " rows"] | None:
-        """Return which rows of the buffers are a window's; None if they are all, in this order."""
-        if self.balance is None:
-            return None
-        if whole:
-            return self.balance.all_served(window.epoch)
-        parts, at = [], 0
-        for _, rows in self._chosen(window):
-            parts.append(at + rows - rows[0])
-            at += int(rows[-1] - rows[0]) + 1
-        return np.concatenate(parts)
-
-    def _chosen(self, window: Window) -> Iterator[tuple[int, Int64[np.ndarray, " rows"]]]:
-        assert self.balance is not None
-        for chunk, start, rows in window.pieces:
-            yield chunk, self.balance.served(window.epoch, chunk)[start : start + rows]
-
-    def read(self, piece: tuple[int, int, int], buffers: Mapping[str, np.ndarray], at: int) -> None:
-        """Read a piece of a chunk into place."""
-        chunk, start, rows = piece
-        writer, number = int(self.table.writer[chunk]), int(self.table.chunk[chunk])
-        for name in self.names:
-            self.store.reader(writer, self.split, name).read(number, start, buffers[name][at : at + rows])
-
-    def buffers(self, rows: int) -> dict[str, np.ndarray]:
-        """Return empty buffers for so many rows, in the format on disk."""
-        specs = self.store.description.arrays()
-        return {name: np.empty((rows, *specs[name].row_shape), specs[name].dtype) for name in self.names}
-
-
-class Recycler:
-    """Gives out arrays again once nothing uses their memory, which spares the making of new pages.
-
-    A tensor made from an array holds a reference to it for as long as any view or graph needs the memory, so
-    the count of references tells. Beyond `kept` arrays of one name, new ones are made and not kept.
-    """
-
-    def __init__(self, kept: int) -> None:
-        self._kept = kept
-        self._arrays: dict[str, list[np.ndarray]] = {}
-
-    def take(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """Return an array with any content; all of one name have the same shape."""
-        arrays = self._arrays.setdefault(name, [])
-        for i in range(len(arrays)):
-            if _references(arrays, i) <= _UNUSED:
-                return arrays[i]
-        fresh = np.empty(shape, dtype)
-        if len(arrays) < self._kept:
-            arrays.append(fresh)
-        return fresh
-
-
-def _references(items: Sequence[object], i: int) -> int:
-    return sys.getrefcount(items[i])
-
-
-_UNUSED = _references([object()], 0)
+_AHEAD = 2
 
 
 @dataclass
@@ -178,9 +97,8 @@ class Windows:
         for future in slot.reading:
             future.result()
         slot.order = self._permute(slot, window)
-        ahead = None if self._order.whole else self._order.after(window)
-        if ahead is not None:
-            self._begin(spare, ahead)
+        if not self._order.whole:
+            self._begin(spare, self._order.after(window))
         return slot
 
     def _begin(self, slot: _Slot, window: Window) -> None:
@@ -232,3 +150,46 @@ class _Gather:
             np.take(self._memory[name], rows, axis=0, out=into, mode="clip")
         self.copied += len(rows)
         self._rows.clear()
+
+
+class Gathering:
+    """The next batches of a rank, gathered by a thread of its own, two ahead.
+
+    Parameters
+    ----------
+    windows
+        The rows.
+    order
+        Which rows a batch takes.
+    memory
+        Makes batches.
+    rank, ranks
+        Whose part of them.
+    """
+
+    def __init__(self, windows: Windows, order: Order, memory: BatchMemory, rank: int, ranks: int) -> None:
+        self._windows, self._order, self._memory = windows, order, memory
+        self._rank, self._ranks = rank, ranks
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="assay-batch")
+        self._ahead: deque[Future[dict[str, Tensor]]] = deque()
+
+    def take(self, number: int) -> dict[str, Tensor]:
+        """Return a batch: any at first, then one after the other.
+
+        Raises
+        ------
+        StoreError
+            A chunk is missing or damaged; nothing can be taken any more.
+        """
+        while len(self._ahead) <= _AHEAD:
+            self._ahead.append(self._thread.submit(self._gather, number + len(self._ahead)))
+        return self._ahead.popleft().result()
+
+    def close(self) -> None:
+        """Stop gathering ahead."""
+        self._thread.shutdown(cancel_futures=True)
+
+    def _gather(self, number: int) -> dict[str, Tensor]:
+        out = self._memory.empty()
+        self._windows.fill(self._order.takes(number, self._rank, self._ranks), out)
+        return out

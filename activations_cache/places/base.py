@@ -11,6 +11,8 @@ import numpy as np
 
 from sae.errors import StoreError
 
+from .pieces import Pieces, pieces_of
+
 A = TypeVar("A")
 B = TypeVar("B")
 
@@ -95,7 +97,6 @@ class Place(ABC):
     def read(self) -> bytes:
         """Return the whole content; StoreError if there is none."""
 
-    @abstractmethod
     def read_into(self, buffers: Sequence[np.ndarray], offset: int) -> None:
         """Fill C-contiguous arrays, one after the other, from `offset` on.
 
@@ -103,6 +104,17 @@ class Place(ABC):
         ------
         StoreError
             There is no such file, or it ends before the arrays are full.
+        """
+        self.scatter(pieces_of(buffers), offset)
+
+    @abstractmethod
+    def scatter(self, pieces: Pieces, offset: int) -> None:
+        """Fill pieces of memory, one after the other, from `offset` on.
+
+        Raises
+        ------
+        StoreError
+            There is no such file, or it ends before the pieces are full.
         """
 
     @abstractmethod

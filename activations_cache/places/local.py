@@ -18,6 +18,7 @@ from sae.errors import StoreError
 
 from .base import NewFile, Place, TakenError, too_short
 from .filelock import FileLock
+from .pieces import Pieces, read_pieces
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -63,26 +64,18 @@ class LocalPlace(Place):
         except (FileNotFoundError, NotADirectoryError) as error:
             raise StoreError(f"{self} is missing") from error
 
-    def read_into(self, buffers: Sequence[np.ndarray], offset: int) -> None:
-        """Fill arrays from `offset` on."""
-        views = [b.data.cast("B") for b in buffers if b.size]
-        want = sum(len(v) for v in views)
+    def scatter(self, pieces: Pieces, offset: int) -> None:
+        """Fill pieces of memory from `offset` on."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError as error:
             raise StoreError(f"{self} is missing") from error
         try:
-            while views:
-                done = os.preadv(fd, views, offset)
-                if done == 0:
-                    raise too_short(self, want, offset)
-                offset, want = offset + done, want - done
-                while views and done >= len(views[0]):
-                    done -= len(views.pop(0))
-                if done:
-                    views[0] = views[0][done:]
+            missing = read_pieces(fd, pieces, offset)
         finally:
             os.close(fd)
+        if missing:
+            raise too_short(self, missing, offset + int(pieces[:, 1].sum()) - missing)
 
     def write(self, data: bytes) -> None:
         """Replace the whole content, durably."""

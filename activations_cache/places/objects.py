@@ -26,6 +26,7 @@ from sae.errors import ConfigError, StoreError
 
 from .base import NewFile, Place, TakenError, too_short
 from .lease import Lease
+from .pieces import Pieces, copy_pieces
 
 try:
     import obstore
@@ -119,10 +120,9 @@ class ObjectPlace(Place):
             except FileNotFoundError:
                 return None
 
-    def read_into(self, buffers: Sequence[np.ndarray], offset: int) -> None:
-        """Fill arrays from `offset` on, with one request."""
-        views = [b.data.cast("B") for b in buffers if b.size]
-        want = sum(len(v) for v in views)
+    def scatter(self, pieces: Pieces, offset: int) -> None:
+        """Fill pieces of memory from `offset` on, with one request."""
+        want = int(pieces[:, 1].sum())
         if not want:
             return
         with self._errors():
@@ -137,10 +137,7 @@ class ObjectPlace(Place):
                 raise too_short(self, want, offset) from error
         if len(got) < want:
             raise too_short(self, want - len(got), offset + len(got))
-        at = 0
-        for view in views:
-            view[:] = got[at : at + len(view)]
-            at += len(view)
+        copy_pieces(np.frombuffer(got, np.uint8), pieces)
 
     def write(self, data: bytes) -> None:
         """Replace the whole content."""

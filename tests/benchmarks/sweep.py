@@ -22,7 +22,7 @@ from unittest import mock
 import numpy as np
 import torch
 
-from activations_cache.windows import Selection
+from activations_cache.selection import Selection
 from sae.base import SAEConfig
 from sae.config import parse_config
 from sae.world import World

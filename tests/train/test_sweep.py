@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 import torch
 
-from activations_cache.windows import Selection
+from activations_cache.selection import Selection
 from sae.base import SAEConfig
 from sae.config import parse_config
 from sae.errors import ConfigError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import errno
 import threading
 import uuid
 from collections.abc import Callable
@@ -12,6 +14,7 @@ import numpy as np
 import pytest
 
 from activations_cache.places import LockedError, Place, TakenError, place_of, point_to
+from activations_cache.places import pieces as reading
 from activations_cache.places.lease import Lease
 from sae.errors import ConfigError, StoreError
 
@@ -220,3 +223,58 @@ def test_a_pointer_stands_for_a_place(tmp_path: Path, bucket: str) -> None:
     (tmp_path / "notes.txt").write_text("nothing of the kind")
     with pytest.raises(StoreError, match=r"notes\.txt is not an activation store"):
         place_of(tmp_path / "notes.txt")
+
+
+def cut_at_random(rng: np.random.Generator, size: int, n: int) -> list[int]:
+    edges = np.sort(rng.choice(np.arange(1, size), n - 1, replace=False))
+    return np.diff([0, *edges, size]).tolist()
+
+
+@pytest.mark.parametrize("n", [1, 3, 1024, 1025, 2500])
+def test_pieces_of_memory_are_filled_in_turn(place: Place, n: int) -> None:
+    rng = np.random.default_rng(n)
+    data = rng.integers(0, 256, 9000, np.uint8)
+    (place / "x").write(data.tobytes())
+    sizes = cut_at_random(rng, 8000, n)
+    memory = np.zeros(2 * 8000, np.uint8)
+    # scattered backwards with gaps that must stay as they are
+    starts = 16000 - np.cumsum([2 * size for size in sizes])
+    pieces = np.stack([memory.ctypes.data + starts, np.array(sizes)], axis=1)
+    (place / "x").scatter(pieces, 500)
+    want, at = np.zeros_like(memory), 500
+    for start, size in zip(starts.tolist(), sizes, strict=True):
+        want[start : start + size] = data[at : at + size]
+        at += size
+    np.testing.assert_array_equal(memory, want)
+    with pytest.raises(StoreError, match="x is too short"):
+        (place / "x").scatter(pieces, 1001)
+    (place / "x").scatter(pieces[:0], 10**6)
+
+
+def test_reads_that_stop_early_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    data = rng.integers(0, 256, 5000, np.uint8)
+    (tmp_path / "x").write_bytes(data.tobytes())
+    out = np.zeros(4000, np.uint8)
+    sizes = np.array(cut_at_random(rng, 4000, 1500))
+    pieces = np.stack([out.ctypes.data + np.cumsum(sizes) - sizes, sizes], axis=1)
+    calls = []
+
+    def stingy(fd: int, address: int, count: int, offset: int) -> int:
+        assert count <= 1024
+        calls.append(count)
+        if len(calls) % 3 == 0:
+            ctypes.set_errno(errno.EINTR)
+            return -1
+        given = np.ctypeslib.as_array((ctypes.c_int64 * (2 * count)).from_address(address)).reshape(-1, 2)
+        few, left = given.copy(), int(rng.integers(1, 60))
+        for piece in few:
+            piece[1] = min(piece[1], left)
+            left -= piece[1]
+        return preadv(fd, few.ctypes.data, count, offset)
+
+    preadv = reading._preadv
+    monkeypatch.setattr(reading, "_preadv", stingy)
+    (place_of(tmp_path) / "x").scatter(pieces, 700)
+    np.testing.assert_array_equal(out, data[700:4700])
+    assert len(calls) > 60
