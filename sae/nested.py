@@ -86,6 +86,7 @@ def nested_errors(
     kernels: Kernels,
     world: World,
     members: int = 1,
+    detached: bool = False,
 ) -> tuple[Float[Tensor, "... parts"], Float[Tensor, "batch d_in"]]:
     """Return Σ|x - x̂_m|² / (rows · d_in) for x̂_m = b_dec + Σ_{g <= m} Z_g W_dec, and the last x̂, detached.
 
@@ -106,10 +107,15 @@ def nested_errors(
         Who else computes.
     members
         Of a stack of several, errors are [members, parts].
+    detached
+        Whether x̂_m teaches the codes and decoder rows of part m only, as if the parts before it were constant; the
+        last x̂ teaches all. Errors are the same; b_dec learns from the first and the last.
     """
     products = operators.decode(cut, W_dec, torch.zeros_like(b_dec), kernels=kernels)
     products = products.view(len(x), cut.rows // len(x), x.shape[1])
-    errors, last = _NestedErrors.apply(operators.shift(x, -b_dec), products, members)  # type: ignore[no-untyped-call]
+    errors, last = _NestedErrors.apply(  # type: ignore[no-untyped-call]
+        operators.shift(x, -b_dec), products, members, detached
+    )
     rows = global_rows(x, world) // members
     return errors / (rows * x.shape[1]), x.detach() - last
 
@@ -118,22 +124,22 @@ class _NestedErrors(torch.autograd.Function):
     """Squared norms of x - Σ_{g <= m} products_g, with two passes over the residuals instead of autograd's ten."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, products: Tensor, members: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, products: Tensor, members: int, detached: bool) -> tuple[Tensor, Tensor]:
         residuals = torch.empty_like(products)
         left = x
         for m in range(products.shape[1]):
             left = torch.sub(left, products[:, m], out=residuals[:, m])
         ctx.save_for_backward(residuals)
-        ctx.members = members
+        ctx.members, ctx.detached = members, detached
         ctx.mark_non_differentiable(last := left.clone())
         errors = [by_member(left.square(), members) for left in residuals.unbind(1)]
         return torch.stack(errors, dim=-1), last
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (residuals,) = ctx.saved_tensors
         own = residuals.view(ctx.members, -1, *residuals.shape[1:])
         to_products = (own * (-2 * gradients[0]).view(ctx.members, 1, -1, 1)).view_as(residuals)
         for m in reversed(range(to_products.shape[1] - 1)):
-            to_products[:, m] += to_products[:, m + 1]
-        return -to_products[:, 0], to_products, None
+            to_products[:, m] += to_products[:, -1 if ctx.detached else m + 1]
+        return -to_products[:, 0], to_products, None, None

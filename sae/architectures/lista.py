@@ -24,6 +24,8 @@ class ListaConfig(SAEConfig):
     kind: Literal["lista"] = "lista"
     prefixes: tuple[int, ...] | Literal["auto"] = Field("auto")
     """Sizes of the nested dictionaries, ascending up to d_sae; auto = 1/32, 3/32, 7/32, 15/32 and all of it."""
+    detached: bool = True
+    """Whether the error of a prefix teaches only the features that it adds; that of the whole teaches all."""
     steps: int = Field(1, ge=1)
     """Looks at the residual after the first code; each costs another encoder product."""
     step_size: float = Field(0.3, gt=0)
@@ -36,7 +38,9 @@ class ListaConfig(SAEConfig):
 
     def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> Lista:
         """Return a freshly initialised LISTA dictionary."""
-        return Lista(self, d_in, prefixes=self.prefixes, generator=generator, world=world)
+        return Lista(
+            self, d_in, prefixes=self.prefixes, detached=self.detached, generator=generator, world=world
+        )
 
 
 class Lista(Matryoshka):

@@ -43,6 +43,8 @@ class Matryoshka(BatchTopK):
     ----------
     prefixes : tuple[int, ...]
         Sizes of the nested dictionaries, with `auto` resolved.
+    detached : bool
+        Whether the error of a prefix teaches only the features that it adds; see `sae.nested.nested_errors`.
 
     References
     ----------
@@ -52,6 +54,7 @@ class Matryoshka(BatchTopK):
 
     stackable = True
     prefixes: tuple[int, ...]
+    detached: bool
 
     def __init__(
         self,
@@ -59,10 +62,12 @@ class Matryoshka(BatchTopK):
         d_in: int,
         *,
         prefixes: tuple[int, ...] | Literal["auto"],
+        detached: bool = False,
         generator: torch.Generator,
         world: World,
     ) -> None:
         super().__init__(config, d_in, generator=generator, world=world)
+        self.detached = detached
         self.prefixes = published_prefixes(config.d_sae) if prefixes == "auto" else prefixes
 
     def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:
@@ -73,7 +78,7 @@ class Matryoshka(BatchTopK):
         if self.members > 1:
             own = codes._replace(features=codes.features % (self.d_sae // self.members))
         cut = cut_by_feature(own, here)._replace(features=codes.features)
-        return self._nested_losses(x, codes, cut, dead, world)
+        return self._nested_losses(x, codes, cut, dead, world, detached=self.detached)
 
 
 def published_prefixes(d_sae: int) -> tuple[int, ...]:

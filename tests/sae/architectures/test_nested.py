@@ -75,6 +75,18 @@ def dense_matryoshka(sae, x, z, prefixes):
     return sum(errors) / len(errors)
 
 
+def dense_detached(sae, x, z, prefixes):
+    """The same errors, of which all but the last see the parts before their own as constants."""
+    errors, before = [], sae.b_dec
+    for low, high in zip([0, *prefixes], prefixes[:-1], strict=False):
+        own = torch.arange(z.shape[1])
+        x_hat = before + (z * ((own >= low) & (own < high))) @ sae.W_dec
+        errors.append((x - x_hat).square().sum() / x.numel())
+        before = x_hat.detach()
+    errors.append((x - z @ sae.W_dec - sae.b_dec).square().sum() / x.numel())
+    return sum(errors) / len(errors)
+
+
 def dense_hierarchy(sae, x, z, budgets):
     errors = []
     for budget in budgets:
@@ -116,8 +128,16 @@ def test_hierarchical_topk_is_the_mean_over_dense_budgets(rows, d_in, d_sae, k):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_lista_is_iterative_shrinkage_on_dense_pre_activations(steps):
-    sae, x = build("lista", d_in=5, d_sae=13, k=3, steps=steps, step_size=0.4, prefixes=[4, 13]), draw(7, 5)
+@pytest.mark.parametrize(
+    ("given", "oracle"),
+    [
+        ({"detached": False, "prefixes": [4, 7, 13]}, dense_matryoshka),
+        ({"prefixes": [4, 7, 13]}, dense_detached),
+        ({"prefixes": [13]}, dense_detached),
+    ],
+)
+def test_lista_is_iterative_shrinkage_on_dense_pre_activations(steps, given, oracle):
+    sae, x = build("lista", d_in=5, d_sae=13, k=3, steps=steps, step_size=0.4, **given), draw(7, 5)
     losses = sae.losses(Batch(x), dead=torch.zeros(13, dtype=torch.bool), world=WORLD)
     pre = (x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
     for _ in range(steps):
@@ -125,7 +145,7 @@ def test_lista_is_iterative_shrinkage_on_dense_pre_activations(steps):
         z = pre * ((pre >= last) & (pre > 0))
         pre = pre + 0.4 * (x - sae.b_dec - z @ sae.W_dec) @ sae.W_enc.T
     z = pre * ((pre >= pre.flatten().sort(descending=True).values[20]) & (pre > 0))
-    same_gradients(sae, losses.total, dense_matryoshka(sae, x, z, [4, 13]))
+    same_gradients(sae, losses.total, oracle(sae, x, z, given["prefixes"]))
 
 
 def test_one_prefix_is_batch_topk_and_one_budget_is_topk():
