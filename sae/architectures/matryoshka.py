@@ -25,6 +25,8 @@ class MatryoshkaConfig(SAEConfig):
     kind: Literal["matryoshka"] = "matryoshka"
     prefixes: tuple[int, ...] | Literal["auto"] = Field("auto")
     """Sizes of the nested dictionaries, ascending up to d_sae; auto = 1/32, 3/32, 7/32, 15/32 and all of it."""
+    detached: bool = False
+    """Whether the error of a prefix teaches only the features that it adds; that of the whole teaches all."""
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -33,7 +35,9 @@ class MatryoshkaConfig(SAEConfig):
 
     def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> Matryoshka:
         """Return a freshly initialised Matryoshka dictionary."""
-        return Matryoshka(self, d_in, prefixes=self.prefixes, generator=generator, world=world)
+        return Matryoshka(
+            self, d_in, prefixes=self.prefixes, detached=self.detached, generator=generator, world=world
+        )
 
 
 class Matryoshka(BatchTopK):

@@ -109,12 +109,15 @@ SHAPES = [(7, 5, 13, 3), (1, 3, 7, 2), (4, 2, 9, 9), (3, 4, 1, 1)]
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_sae", "k"), SHAPES)
-def test_matryoshka_is_the_mean_over_dense_prefixes(rows, d_in, d_sae, k):
+@pytest.mark.parametrize("detached", [False, True])
+def test_matryoshka_is_the_mean_over_dense_prefixes(rows, d_in, d_sae, k, detached):
     prefixes = sorted({1, d_sae // 2 or 1, d_sae})
-    sae, x = build("matryoshka", d_in=d_in, d_sae=d_sae, k=k, prefixes=prefixes), draw(rows, d_in)
+    given = {"d_in": d_in, "d_sae": d_sae, "k": k, "prefixes": prefixes, "detached": detached}
+    sae, x = build("matryoshka", **given), draw(rows, d_in)
     losses = sae.losses(Batch(x), dead=torch.zeros(d_sae, dtype=torch.bool), world=WORLD)
     z = dense_codes(sae, x, per_row=False)
-    same_gradients(sae, losses.total, dense_matryoshka(sae, x, z, prefixes))
+    oracle = dense_detached if detached else dense_matryoshka
+    same_gradients(sae, losses.total, oracle(sae, x, z, prefixes))
     torch.testing.assert_close(losses.x_hat, z @ sae.W_dec + sae.b_dec)
     torch.testing.assert_close(losses.parts["mse"], (x - losses.x_hat).square().mean().detach())
 
