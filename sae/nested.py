@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import operators
@@ -40,6 +40,27 @@ def cut_by_feature(codes: SparseCodes, borders: Sequence[int]) -> SparseCodes:
     return SparseCodes(codes.values, codes.features, offsets_of(counts))
 
 
+def cut_by_group(codes: SparseCodes, groups: Int[Tensor, "d_sae"], parts: int) -> SparseCodes:
+    """Cut every row into parts: the codes of features of group 0, those of group 1, and so on.
+
+    Parameters
+    ----------
+    codes
+        Of any features.
+    groups
+        The group of each feature, from 0 to parts - 1.
+    parts
+        How many there are.
+
+    Examples
+    --------
+    >>> codes = SparseCodes(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 2]), torch.tensor([0, 3]))
+    >>> cut_by_group(codes, torch.tensor([1, 0, 1]), 2).features.tolist()
+    [1, 0, 2]
+    """
+    return _sorted(codes, codes.row_ids() * parts + groups.index_select(0, codes.features), parts)
+
+
 def cut_by_rank(codes: SparseCodes, borders: Sequence[int], *, world: World) -> SparseCodes:
     """Cut every row into len(borders) rows: its borders[0] largest codes, the next up to borders[1], and so on.
 
@@ -69,9 +90,13 @@ def cut_by_rank(codes: SparseCodes, borders: Sequence[int], *, world: World) -> 
     own = places[:, world.coordinate("feature") * width :][:, :width]
     ranks = own.flatten().gather(0, cells)
     inner = torch.tensor(borders[:-1], dtype=torch.int64, device=rows.device)
-    keys = rows * len(borders) + torch.bucketize(ranks, inner, right=True)
+    return _sorted(codes, rows * len(borders) + torch.bucketize(ranks, inner, right=True), len(borders))
+
+
+def _sorted(codes: SparseCodes, keys: Int[Tensor, "nnz"], parts: int) -> SparseCodes:
+    """Return the codes with every row cut into parts, given row · parts + part of each."""
     order = keys.argsort(stable=True)
-    counts = keys.bincount(minlength=codes.rows * len(borders))
+    counts = keys.bincount(minlength=codes.rows * parts)
     return SparseCodes(
         codes.values.index_select(0, order), codes.features.index_select(0, order), offsets_of(counts)
     )

@@ -26,6 +26,8 @@ class ListaConfig(SAEConfig):
     """Sizes of the nested dictionaries, ascending up to d_sae; auto = 1/32, 3/32, 7/32, 15/32 and all of it."""
     detached: bool = True
     """Whether the error of a prefix teaches only the features that it adds; that of the whole teaches all."""
+    by_rate: bool = True
+    """Whether prefixes hold the features that fire most often of late, in place of the first ones."""
     steps: int = Field(1, ge=1)
     """Looks at the residual after the first code; each costs another encoder product."""
     step_size: float = Field(0.3, gt=0)
@@ -39,8 +41,9 @@ class ListaConfig(SAEConfig):
     def build(self, d_in: int, *, generator: torch.Generator, world: World = ALONE) -> Lista:
         """Return a freshly initialised LISTA dictionary."""
         return Lista(
-            self, d_in, prefixes=self.prefixes, detached=self.detached, generator=generator, world=world
-        )
+            self, d_in, prefixes=self.prefixes, detached=self.detached, by_rate=self.by_rate, generator=generator,
+            world=world,
+        )  # fmt: skip
 
 
 class Lista(Matryoshka):

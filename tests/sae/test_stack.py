@@ -17,7 +17,7 @@ from sae.world import World
 WORLD = World()
 D_IN, D_SAE, K, ROWS, MEMBERS = 12, 64, 4, 40, 3
 # prefixes that teach one another are those of hierarchical_topk
-MORE = {"matryoshka": {"detached": True}}
+MORE = {"matryoshka": {"detached": True, "by_rate": True}}
 
 
 def build(kind, seed, **options):
