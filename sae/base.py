@@ -33,10 +33,13 @@ class Batch(NamedTuple):
         Scaled activations.
     follows : Bool[Tensor, "batch"] | None
         Whether the row before is the previous position of the same entity; None where nobody asked.
+    progress : float
+        Share of the training's steps that are done; 1 where nobody trains.
     """
 
     x: Float[Tensor, "batch d_in"]
     follows: Bool[Tensor, "batch"] | None = None
+    progress: float = 1.0
 
 
 class Losses(NamedTuple):

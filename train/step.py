@@ -72,7 +72,7 @@ def step_together(
     state
         Of the whole.
     batch
-        Rows; of a stack, those of all members.
+        Rows; of a stack, those of all members. How far the run is, the losses learn from the state.
     world
         Who computes; of a stack, one process.
 
@@ -83,6 +83,7 @@ def step_together(
     """
     for sae in {whole, *(learner.sae for learner in learners)}:
         sae.zero_grad()
+    batch = batch._replace(progress=state.step / learners[0].plan.steps)
     losses = whole.losses(batch, dead=state.dead(learners[0].plan.dead_after_rows), world=world)
     torch.autograd.backward(losses.total.sum())
     for member, loss in enumerate(sum_gradients_(whole, losses.total, world).tolist()):

@@ -94,7 +94,7 @@ class Matryoshka(BatchTopK):
 
     def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:
         """Return the mean squared error over prefixes + aux_alpha · AuxK, codes chosen over the global batch."""
-        x, codes = batch.x, self._compete(batch.x)
+        x, codes = batch.x, self._kept(batch)
         cut = self._cut_by_rate(codes) if self.by_rate else self._cut(codes)
         return self._nested_losses(x, codes, cut, dead, world, detached=self.detached)
 
@@ -107,6 +107,10 @@ class Matryoshka(BatchTopK):
             rows = losses.codes.rows // self.members * world.axes["data"]
             shares = world.all_reduce(counts, axis="data").to(self.rates.dtype) / rows
             self.rates.lerp_(shares, PACE)
+
+    def _kept(self, batch: Batch) -> SparseCodes:
+        """Return the codes that the losses of a batch are of."""
+        return self._compete(batch.x)
 
     def _cut(self, codes: SparseCodes) -> SparseCodes:
         """Cut every row at the features that prefixes end with."""

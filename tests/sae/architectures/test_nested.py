@@ -144,11 +144,14 @@ def test_hierarchical_topk_is_the_mean_over_dense_budgets(rows, d_in, d_sae, k):
         ({"detached": False, "prefixes": [4, 7, 13]}, dense_matryoshka),
         ({"prefixes": [4, 7, 13]}, dense_detached),
         ({"prefixes": [13]}, dense_detached),
+        # a quarter of the training done: 2 (1 + 2/3 · 3/4) = 3 features per row
+        ({"prefixes": [4, 7, 13], "k": 2, "k_start": 5 / 3}, dense_detached),
     ],
 )
 def test_lista_is_iterative_shrinkage_on_dense_pre_activations(steps, given, oracle):
-    sae, x = build("lista", d_in=5, d_sae=13, k=3, steps=steps, step_size=0.4, **given), draw(7, 5)
-    losses = sae.losses(Batch(x), dead=torch.zeros(13, dtype=torch.bool), world=WORLD)
+    given = {"k": 3, "k_start": 1, **given}
+    sae, x = build("lista", d_in=5, d_sae=13, steps=steps, step_size=0.4, **given), draw(7, 5)
+    losses = sae.losses(Batch(x, progress=0.25), dead=torch.zeros(13, dtype=torch.bool), world=WORLD)
     pre = (x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
     for _ in range(steps):
         last = pre.sort(dim=1, descending=True).values[:, 2:3]
