@@ -34,10 +34,13 @@ class Batch(NamedTuple):
         Scaled activations.
     follows : Bool[Tensor, "batch"] | None
         Whether the row before is the previous position of the same entity; None where nobody asked.
+    progress : float
+        Share of the training's steps that are done; 1 where nobody trains.
     """
 
     x: Float[Tensor, "batch d_in"]
     follows: Bool[Tensor, "batch"] | None = None
+    progress: float = 1.0
 
 
 class Losses(NamedTuple):
@@ -275,12 +278,19 @@ class SAE(nn.Module, ABC):
         return self._revive(x, Losses(error, {"mse": error.detach()}, codes, x_hat), dead, world)
 
     def _nested_losses(
-        self, x: Float[Tensor, "batch d_in"], codes: SparseCodes, cut: SparseCodes, dead: Tensor, world: World
+        self,
+        x: Float[Tensor, "batch d_in"],
+        codes: SparseCodes,
+        cut: SparseCodes,
+        dead: Tensor,
+        world: World,
+        *,
+        detached: bool = False,
     ) -> Losses:
         """Return the mean over parts of rows, as `cut`, of the mean squared error + aux_alpha · AuxK."""
         errors, x_hat = nested_errors(
-            x, cut, self.W_dec, self.b_dec, kernels=self.kernels, world=world, members=self.members
-        )
+            x, cut, self.W_dec, self.b_dec, kernels=self.kernels, world=world, members=self.members, detached=detached
+        )  # fmt: skip
         nested = errors.mean(-1)
         parts = {"mse": errors[..., -1].detach(), "nested": nested.detach()}
         return self._revive(x, Losses(nested, parts, codes, x_hat), dead, world)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from . import operators
@@ -40,6 +40,27 @@ def cut_by_feature(codes: SparseCodes, borders: Sequence[int]) -> SparseCodes:
     return SparseCodes(codes.values, codes.features, offsets_of(counts))
 
 
+def cut_by_group(codes: SparseCodes, groups: Int[Tensor, "d_sae"], parts: int) -> SparseCodes:
+    """Cut every row into parts: the codes of features of group 0, those of group 1, and so on.
+
+    Parameters
+    ----------
+    codes
+        Of any features.
+    groups
+        The group of each feature, from 0 to parts - 1.
+    parts
+        How many there are.
+
+    Examples
+    --------
+    >>> codes = SparseCodes(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 2]), torch.tensor([0, 3]))
+    >>> cut_by_group(codes, torch.tensor([1, 0, 1]), 2).features.tolist()
+    [1, 0, 2]
+    """
+    return _sorted(codes, codes.row_ids() * parts + groups.index_select(0, codes.features), parts)
+
+
 def cut_by_rank(codes: SparseCodes, borders: Sequence[int], *, world: World) -> SparseCodes:
     """Cut every row into len(borders) rows: its borders[0] largest codes, the next up to borders[1], and so on.
 
@@ -69,9 +90,13 @@ def cut_by_rank(codes: SparseCodes, borders: Sequence[int], *, world: World) -> 
     own = places[:, world.coordinate("feature") * width :][:, :width]
     ranks = own.flatten().gather(0, cells)
     inner = torch.tensor(borders[:-1], dtype=torch.int64, device=rows.device)
-    keys = rows * len(borders) + torch.bucketize(ranks, inner, right=True)
+    return _sorted(codes, rows * len(borders) + torch.bucketize(ranks, inner, right=True), len(borders))
+
+
+def _sorted(codes: SparseCodes, keys: Int[Tensor, "nnz"], parts: int) -> SparseCodes:
+    """Return the codes with every row cut into parts, given row · parts + part of each."""
     order = keys.argsort(stable=True)
-    counts = keys.bincount(minlength=codes.rows * len(borders))
+    counts = keys.bincount(minlength=codes.rows * parts)
     return SparseCodes(
         codes.values.index_select(0, order), codes.features.index_select(0, order), offsets_of(counts)
     )
@@ -86,6 +111,7 @@ def nested_errors(
     kernels: Kernels,
     world: World,
     members: int = 1,
+    detached: bool = False,
 ) -> tuple[Float[Tensor, "... parts"], Float[Tensor, "batch d_in"]]:
     """Return Σ|x - x̂_m|² / (rows · d_in) for x̂_m = b_dec + Σ_{g <= m} Z_g W_dec, and the last x̂, detached.
 
@@ -106,10 +132,15 @@ def nested_errors(
         Who else computes.
     members
         Of a stack of several, errors are [members, parts].
+    detached
+        Whether x̂_m teaches the codes and decoder rows of part m only, as if the parts before it were constant; the
+        last x̂ teaches all. Errors are the same; b_dec learns from the first and the last.
     """
     products = operators.decode(cut, W_dec, torch.zeros_like(b_dec), kernels=kernels)
     products = products.view(len(x), cut.rows // len(x), x.shape[1])
-    errors, last = _NestedErrors.apply(operators.shift(x, -b_dec), products, members)  # type: ignore[no-untyped-call]
+    errors, last = _NestedErrors.apply(  # type: ignore[no-untyped-call]
+        operators.shift(x, -b_dec), products, members, detached
+    )
     rows = global_rows(x, world) // members
     return errors / (rows * x.shape[1]), x.detach() - last
 
@@ -118,22 +149,22 @@ class _NestedErrors(torch.autograd.Function):
     """Squared norms of x - Σ_{g <= m} products_g, with two passes over the residuals instead of autograd's ten."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, products: Tensor, members: int) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, x: Tensor, products: Tensor, members: int, detached: bool) -> tuple[Tensor, Tensor]:
         residuals = torch.empty_like(products)
         left = x
         for m in range(products.shape[1]):
             left = torch.sub(left, products[:, m], out=residuals[:, m])
         ctx.save_for_backward(residuals)
-        ctx.members = members
+        ctx.members, ctx.detached = members, detached
         ctx.mark_non_differentiable(last := left.clone())
         errors = [by_member(left.square(), members) for left in residuals.unbind(1)]
         return torch.stack(errors, dim=-1), last
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None, None]:
         (residuals,) = ctx.saved_tensors
         own = residuals.view(ctx.members, -1, *residuals.shape[1:])
         to_products = (own * (-2 * gradients[0]).view(ctx.members, 1, -1, 1)).view_as(residuals)
         for m in reversed(range(to_products.shape[1] - 1)):
-            to_products[:, m] += to_products[:, m + 1]
-        return -to_products[:, 0], to_products, None
+            to_products[:, m] += to_products[:, -1 if ctx.detached else m + 1]
+        return -to_products[:, 0], to_products, None, None

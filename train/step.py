@@ -72,7 +72,7 @@ def step_together(
     state
         Of the whole.
     batch
-        Rows; of a stack, those of all members.
+        Rows; of a stack, those of all members. How far the run is, the losses learn from the state.
     world
         Who computes; of a stack, one process.
 
@@ -83,6 +83,7 @@ def step_together(
     """
     for sae in {whole, *(learner.sae for learner in learners)}:
         sae.zero_grad()
+    batch = batch._replace(progress=state.step / learners[0].plan.steps)
     dead = state.dead(*(learner.plan.dead_after_rows for learner in learners))
     losses = whole.losses(batch, dead=dead, world=world)
     torch.autograd.backward(losses.total.sum())

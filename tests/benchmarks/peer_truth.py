@@ -6,7 +6,7 @@
 
 It imports nothing of this project, so that an environment which holds only the peers can run it. A folder of data
 holds rows.npy (training, float32), held.npy, held_fires.npz (packed bits of which direction fires on a held row) and
-directions.npy.
+directions.npy. What is scored is a folder of sae-lens, or an npz with a decoder and the codes of the held rows.
 """
 
 from __future__ import annotations
@@ -136,6 +136,27 @@ def train(folder: Path, kind: str, k: int, d_sae: int, lr: float, batch: int, ou
     print(json.dumps({"seconds": round(seconds, 1), "batch": batch, "lr": lr}))
 
 
+class Given:
+    """A dictionary of which only the decoder and the codes of the held rows are known."""
+
+    def __init__(self, saved: Path) -> None:
+        known = {name: torch.from_numpy(value) for name, value in np.load(saved).items()}
+        self.W_dec, self.b_dec = known["W_dec"], known["b_dec"]
+        shape = (len(known["offsets"]) - 1, len(self.W_dec))
+        self._codes = torch.sparse_csr_tensor(known["offsets"], known["features"], known["values"], shape)
+        self._codes = self._codes.to_dense()
+        self._served = 0
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the codes of the next rows."""
+        self._served += len(x)
+        return self._codes[self._served - len(x) : self._served]
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        """Return Z W_dec + b_dec."""
+        return codes @ self.W_dec + self.b_dec
+
+
 def score(folder: Path, saved: Path, *, scaled: bool) -> None:
     """Score a saved dictionary as sae-lens scores its own."""
     from sae_lens import SAE
@@ -145,14 +166,15 @@ def score(folder: Path, saved: Path, *, scaled: bool) -> None:
         mean_correlation_coefficient,
     )
 
-    sae = SAE.load_from_disk(str(saved), device="cpu")
+    sae = Given(saved) if saved.suffix == ".npz" else SAE.load_from_disk(str(saved), device="cpu")
     truth = torch.from_numpy(np.load(folder / "directions.npy"))
     held = np.load(folder / "held.npy")
     x = torch.from_numpy(held * (_scale(folder) if scaled else 1))
     packed = np.load(folder / "held_fires.npz")
     fires = np.unpackbits(packed["bits"], axis=1, count=int(packed["width"]))
-    metrics = ClassificationMetricsCalculator(sae.W_dec.detach(), truth)
-    fired, active, error = torch.zeros(sae.W_dec.shape[0], dtype=torch.bool), 0, 0.0
+    W_dec = sae.W_dec.detach()
+    metrics = ClassificationMetricsCalculator(W_dec, truth)
+    fired, active, error = torch.zeros(len(W_dec), dtype=torch.bool), 0, 0.0
     with torch.no_grad():
         for start in range(0, len(x), 5_000):
             rows = x[start : start + 5_000]
@@ -164,11 +186,11 @@ def score(folder: Path, saved: Path, *, scaled: bool) -> None:
             error += float((rows - sae.decode(codes)).square().sum())
     found = metrics.compute()
     result = {
-        "mcc": mean_correlation_coefficient(sae.W_dec.detach(), truth),
+        "mcc": mean_correlation_coefficient(W_dec, truth),
         "f1": found.f1_score,
         "precision": found.precision,
         "recall": found.recall,
-        "unique": feature_uniqueness(sae.W_dec.detach(), truth),
+        "unique": feature_uniqueness(W_dec, truth),
         "fvu": error / float((x - x.mean(0)).square().sum()),
         "l0": active / len(x),
         "dead": 1 - float(fired.float().mean()),

@@ -24,6 +24,7 @@ import torch
 import sae.architectures  # noqa: F401 - registers the kinds
 from sae.base import Batch, SAEConfig
 from sae.config import parse_config
+from sae.kernels import find_precision
 from sae.world import World
 from tests.benchmarks.step import machine_seconds
 from tests.benchmarks.store import forget
@@ -42,6 +43,7 @@ def bare(x: torch.Tensor, sae_config: SAEConfig, config: TrainConfig) -> float:
     """Return rows per second of the steps alone."""
     plan, world = make_plan(config, sae_config), World()
     sae = sae_config.build(x.shape[1], generator=torch.Generator().manual_seed(0))
+    sae.precision = find_precision(config.precision, world.device)
     optimiser, state = make_adam(sae), TrainState.start(sae.d_sae, world.device)
     batches = x.split(plan.batch_size)
     began = time.perf_counter()

@@ -4,9 +4,9 @@
 
 PEERS is an environment with sae-lens. `planted`: 128 dimensions, 768 directions that fire independently, L0 10.
 `synth`: sae-lens's SynthSAEBench generator at an eighth of its width (2,048 directions, of which a dictionary of 512
-can hold a quarter). This project trains by its command with nothing but kind, width and k given; sae-lens trains each
-kind at three learning rates, on the same rows. Seconds are those of training alone and mean something on a quiet
-machine only.
+can hold a quarter). This project trains by its command with nothing but kind, width, k and what `--set` says given;
+sae-lens trains each kind at three learning rates, on the same rows. Seconds are those of training alone and mean
+something on a quiet machine only.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+
+from sae.checkpoint import load_sae
 
 from .recovery import Planted
 
@@ -56,18 +59,30 @@ def ask(*command: str | Path) -> dict[str, Any]:
         return {}
 
 
-def ours(folder: Path, kind: str, shape: dict[str, int], seed: int, batch: int | None) -> dict[str, Any]:
-    """Harvest and train by the command, and return the seconds of training and where the dictionary is."""
-    out = folder / f"assay-{kind}-{seed}-{batch or 'auto'}"
-    settings = [f"source.path={folder / 'rows.npy'}", f"out={out}", f"sae.kind={kind}", f"seed={seed}"]
-    settings += [f"sae.{name}={value}" for name, value in shape.items()]
-    settings += [] if batch is None else [f"train.batch_size={batch}"]
+def ours(folder: Path, kind: str, seed: int, settings: list[str]) -> dict[str, Any]:
+    """Harvest and train by the command, and return the seconds of training and where the codes are."""
+    out = folder / "-".join(["assay", kind, str(seed), *settings])
+    settings = [
+        f"source.path={folder / 'rows.npy'}",
+        f"out={out}",
+        f"sae.kind={kind}",
+        f"seed={seed}",
+        *settings,
+    ]
     assay = [sys.executable, "-c", "import sys; from assay.cli import main; sys.exit(main())"]
     ask(*assay, "run", "configs/tensors.yaml", *settings)
-    ask(*assay, "export", out, "--format", "saelens", "--out", out / "saelens")
     (path,) = out.glob("sae/*/metrics.jsonl")
     metrics = [json.loads(line) for line in path.read_text().splitlines()]
-    return {"sae": out / "saelens", "seconds": round(metrics[-1].get("seconds", float("nan")), 1)}
+    encode_held(path.parent, folder / "held.npy", out / "held_codes.npz")
+    return {"sae": out / "held_codes.npz", "seconds": round(metrics[-1].get("seconds", float("nan")), 1)}
+
+
+@torch.inference_mode()
+def encode_held(saved: Path, held: Path, out: Path) -> None:
+    """Write a dictionary's decoder and its codes of the held rows: not every kind is one that sae-lens can express."""
+    sae = load_sae(saved)
+    codes = sae.encode(torch.from_numpy(np.load(held)))
+    np.savez(out, **codes._asdict(), W_dec=sae.W_dec, b_dec=sae.b_dec)
 
 
 def main() -> None:
@@ -83,9 +98,11 @@ def main() -> None:
         "--rates", nargs="*", type=float, default=RATES, help="of sae-lens; none leaves it out"
     )
     parser.add_argument("--batch", type=int, help="of both, in place of auto and sae-lens's own")
+    parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE", help="of this project's runs")
     parser.add_argument("--work", type=Path, default=Path("runs/truth"))
     given = parser.parse_args()
     worker = (given.peers / "bin" / "python", ROOT / "tests" / "benchmarks" / "peer_truth.py")
+    batch = [] if given.batch is None else [f"train.batch_size={given.batch}"]
     for data in given.data:
         shape = SHAPES[data]
         for seed in given.seeds:
@@ -97,7 +114,8 @@ def main() -> None:
                     ask(*worker, "make", folder, "--seed", str(seed), "--rows", str(ROWS))
             for kind in given.kinds:
                 told = {"data": data, "seed": seed, "kind": kind}
-                found = ours(folder, kind, shape, seed, given.batch)
+                settings = [*(f"sae.{name}={value}" for name, value in shape.items()), *batch, *given.set]
+                found = ours(folder, kind, seed, settings)
                 score = ask(*worker, "score", folder, "--sae", found["sae"])
                 print(json.dumps({**told, "who": "assay", "seconds": found["seconds"], **score}), flush=True)
                 for lr in given.rates if kind in THEIRS else ():

@@ -23,7 +23,7 @@ MESHES = [(2, 1), (1, 2), (2, 2)]
 UNTRAINED = {"gated", "relu"}
 KINDS = sorted(set(SAEConfig.kinds) - UNTRAINED)
 # several blocks of pairs for the ranks to share out
-MORE = {"temporal": {"contrast_pairs": 4, "lasting_share": 0.5}}
+MORE = {"temporal": {"contrast_pairs": 4, "lasting_share": 0.5}, "lista": {"k_start": 2}}
 DICTIONARY = {"d_sae": 48, "k": 3, "k_aux": 7, "start": "geometric_median"}
 STEPS = 50
 # most features die soon, so that AuxK has candidates in every shard

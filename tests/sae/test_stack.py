@@ -17,10 +17,13 @@ from sae.world import World
 WORLD = World()
 D_IN, D_SAE, K, ROWS, MEMBERS = 12, 64, 4, 40, 3
 ONE_K, MIXED_K = (K, K, K), (2, 9, 9)
+# prefixes that teach one another are those of hierarchical_topk
+MORE = {"matryoshka": {"detached": True, "by_rate": True}}
 
 
 def build(kind, seed, **options):
-    config = parse_config(SAEConfig, {"kind": kind, "d_sae": D_SAE, "k": K, **options}, where="test")
+    given = {"kind": kind, "d_sae": D_SAE, "k": K, **MORE.get(kind, {}), **options}
+    config = parse_config(SAEConfig, given, where="test")
     return config.build(D_IN, generator=torch.Generator().manual_seed(seed))
 
 

@@ -54,11 +54,13 @@ def stop_at(step):
     return progress
 
 
-@pytest.mark.parametrize("kind", ["topk", "batch_topk"])
+@pytest.mark.parametrize(
+    "kind", [{"kind": "topk"}, {"kind": "batch_topk"}, {"kind": "lista", "k_start": 3, "prefixes": [10, 40]}]
+)
 def test_a_run_continued_from_a_checkpoint_has_the_bits_of_one_that_was_not_interrupted(
     kind, small, trainer, tmp_path
 ):
-    sae = {**SAE, "kind": kind, "start": "geometric_median"}
+    sae = {**SAE, **kind, "start": "geometric_median"}
     whole = trainer(small, tmp_path / "whole", sae=sae, **RUN)
     whole.fit()
     broken = trainer(small, tmp_path / "broken", sae=sae, **RUN)
@@ -76,6 +78,14 @@ def test_a_run_continued_from_a_checkpoint_has_the_bits_of_one_that_was_not_inte
         for name in ("whole", "broken")
     ]
     assert steps == [[10, 20, 30, 40, 50, 60]] * 2
+
+
+def test_active_features_fall_evenly_from_a_multiple_of_k(small, trainer, tmp_path):
+    sae = {**SAE, "kind": "lista", "k_start": 3}
+    trainer(small, tmp_path, sae=sae, **RUN).fit()
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    # after 9, 19, ... of 60 steps 3 (1 + 2 (60 - done) / 60) = 9 - done / 10
+    assert {line["step"]: line["l0"] for line in lines} == {10: 8, 20: 7, 30: 6, 40: 5, 50: 4, 60: 3}
 
 
 def test_a_finished_run_is_not_trained_again(small, trainer, tmp_path):

@@ -1,5 +1,7 @@
 """Nested reconstructions and the kinds made of them against dense autograd, in float64."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +12,7 @@ from sae.base import Batch, SAEConfig
 from sae.codes import from_dense
 from sae.config import parse_config
 from sae.errors import ConfigError
-from sae.nested import cut_by_feature, cut_by_rank
+from sae.nested import cut_by_feature, cut_by_group, cut_by_rank
 from sae.world import World
 
 WORLD = World()
@@ -45,12 +47,17 @@ def test_cuts_keep_every_code_in_the_part_it_belongs_to(rows, d_sae, seed, data)
     codes = from_dense(dense)
     by_feature = cut_by_feature(codes, borders).to_dense(d_sae).view(rows, len(borders), d_sae)
     by_rank = cut_by_rank(codes, borders, world=WORLD).to_dense(d_sae).view(rows, len(borders), d_sae)
+    groups = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=d_sae, max_size=d_sae)))
+    by_group = cut_by_group(codes, groups, 4).to_dense(d_sae).view(rows, 4, d_sae)
     for row in range(rows):
         ranked = sorted((-float(v), j) for j, v in enumerate(dense[row]) if v > 0)
         for part, (low, high) in enumerate(zip([0, *borders[:-1]], borders, strict=True)):
             wanted = {j: float(v) for j, v in enumerate(dense[row]) if low <= j < high and v > 0}
             assert nonzero(by_feature[row, part]) == wanted
             assert nonzero(by_rank[row, part]) == {j: -v for v, j in ranked[low:high]}
+        for part in range(4):
+            wanted = {j: float(v) for j, v in enumerate(dense[row]) if groups[j] == part and v > 0}
+            assert nonzero(by_group[row, part]) == wanted
 
 
 def nonzero(row):
@@ -72,6 +79,18 @@ def dense_matryoshka(sae, x, z, prefixes):
     for p in prefixes:
         inside = torch.arange(z.shape[1]) < p
         errors.append((x - (z * inside) @ sae.W_dec - sae.b_dec).square().sum() / x.numel())
+    return sum(errors) / len(errors)
+
+
+def dense_detached(sae, x, z, prefixes):
+    """The same errors, of which all but the last see the parts before their own as constants."""
+    errors, before = [], sae.b_dec
+    for low, high in zip([0, *prefixes], prefixes[:-1], strict=False):
+        own = torch.arange(z.shape[1])
+        x_hat = before + (z * ((own >= low) & (own < high))) @ sae.W_dec
+        errors.append((x - x_hat).square().sum() / x.numel())
+        before = x_hat.detach()
+    errors.append((x - z @ sae.W_dec - sae.b_dec).square().sum() / x.numel())
     return sum(errors) / len(errors)
 
 
@@ -97,12 +116,15 @@ SHAPES = [(7, 5, 13, 3), (1, 3, 7, 2), (4, 2, 9, 9), (3, 4, 1, 1)]
 
 
 @pytest.mark.parametrize(("rows", "d_in", "d_sae", "k"), SHAPES)
-def test_matryoshka_is_the_mean_over_dense_prefixes(rows, d_in, d_sae, k):
+@pytest.mark.parametrize("detached", [False, True])
+def test_matryoshka_is_the_mean_over_dense_prefixes(rows, d_in, d_sae, k, detached):
     prefixes = sorted({1, d_sae // 2 or 1, d_sae})
-    sae, x = build("matryoshka", d_in=d_in, d_sae=d_sae, k=k, prefixes=prefixes), draw(rows, d_in)
+    given = {"d_in": d_in, "d_sae": d_sae, "k": k, "prefixes": prefixes, "detached": detached}
+    sae, x = build("matryoshka", **given), draw(rows, d_in)
     losses = sae.losses(Batch(x), dead=torch.zeros(d_sae, dtype=torch.bool), world=WORLD)
     z = dense_codes(sae, x, per_row=False)
-    same_gradients(sae, losses.total, dense_matryoshka(sae, x, z, prefixes))
+    oracle = dense_detached if detached else dense_matryoshka
+    same_gradients(sae, losses.total, oracle(sae, x, z, prefixes))
     torch.testing.assert_close(losses.x_hat, z @ sae.W_dec + sae.b_dec)
     torch.testing.assert_close(losses.parts["mse"], (x - losses.x_hat).square().mean().detach())
 
@@ -116,16 +138,46 @@ def test_hierarchical_topk_is_the_mean_over_dense_budgets(rows, d_in, d_sae, k):
 
 
 @pytest.mark.parametrize("steps", [1, 3])
-def test_lista_is_iterative_shrinkage_on_dense_pre_activations(steps):
-    sae, x = build("lista", d_in=5, d_sae=13, k=3, steps=steps, step_size=0.4, prefixes=[4, 13]), draw(7, 5)
-    losses = sae.losses(Batch(x), dead=torch.zeros(13, dtype=torch.bool), world=WORLD)
+@pytest.mark.parametrize(
+    ("given", "oracle"),
+    [
+        ({"detached": False, "prefixes": [4, 7, 13]}, dense_matryoshka),
+        ({"prefixes": [4, 7, 13]}, dense_detached),
+        ({"prefixes": [13]}, dense_detached),
+        # a quarter of the training done: 2 (1 + 2/3 · 3/4) = 3 features per row
+        ({"prefixes": [4, 7, 13], "k": 2, "k_start": 5 / 3}, dense_detached),
+    ],
+)
+def test_lista_is_iterative_shrinkage_on_dense_pre_activations(steps, given, oracle):
+    given = {"k": 3, "k_start": 1, **given}
+    sae, x = build("lista", d_in=5, d_sae=13, steps=steps, step_size=0.4, **given), draw(7, 5)
+    losses = sae.losses(Batch(x, progress=0.25), dead=torch.zeros(13, dtype=torch.bool), world=WORLD)
     pre = (x - sae.b_dec) @ sae.W_enc.T + sae.b_enc
     for _ in range(steps):
         last = pre.sort(dim=1, descending=True).values[:, 2:3]
         z = pre * ((pre >= last) & (pre > 0))
         pre = pre + 0.4 * (x - sae.b_dec - z @ sae.W_dec) @ sae.W_enc.T
     z = pre * ((pre >= pre.flatten().sort(descending=True).values[20]) & (pre > 0))
-    same_gradients(sae, losses.total, dense_matryoshka(sae, x, z, [4, 13]))
+    same_gradients(sae, losses.total, oracle(sae, x, z, given["prefixes"]))
+
+
+def test_prefixes_by_rate_hold_what_fired_most_often_of_late():
+    sae = build("matryoshka", d_in=5, d_sae=12, k=3, prefixes=[4, 7, 12], detached=True, by_rate=True)
+    dead, rates = torch.zeros(12, dtype=torch.bool), torch.zeros(12, dtype=torch.float64)
+    orders = set()
+    for step in range(40):
+        x = draw(9, 5, seed=step) + step % 2
+        order = sorted(range(12), key=lambda j: (-float(rates[j]), j))
+        losses, z = sae.losses(Batch(x), dead=dead, world=WORLD), dense_codes(sae, x, per_row=False)
+        # the same dictionary with its features laid out in that order
+        laid = SimpleNamespace(W_dec=sae.W_dec[order], b_dec=sae.b_dec)
+        expected = dense_detached(laid, x, z[:, order], [4, 7, 12])
+        same_gradients(sae, losses.total, expected)
+        sae.after_step(losses, world=WORLD)
+        rates = 0.99 * rates + 0.01 * (z > 0).double().mean(0)
+        orders.add(tuple(order))
+    assert len(orders) > 10
+    torch.testing.assert_close(sae.rates.double(), rates, rtol=1e-4, atol=1e-6)
 
 
 def test_one_prefix_is_batch_topk_and_one_budget_is_topk():
