@@ -26,7 +26,7 @@ from .store import ActivationStore
 from .windows import Gathering, Windows
 
 _WINDOW_BYTES = 512 << 20
-_SLICE_BYTES = 4 << 10
+_SLICE_BYTES = 8 << 10
 
 
 class LoaderConfig(Config):
@@ -253,7 +253,7 @@ class ShuffledLoader:
         """Return how many stored rows are served as a slice; 0 where single rows are gathered from a window.
 
         Where rows were shuffled one by one when they were written, those of a slice are random rows of a block.
-        Pieces of a hook have 4 KiB on average: a file is read into smaller ones at less than its full speed.
+        Pieces of a hook have 8 KiB on average: a file is read into ones below 4 KiB at less than its full speed.
         """
         stored, gathered = self.store.description, self.run_length > 1 or self.settings.entity_rows
         if rows <= self._window_rows() or gathered or not stored.shuffle or stored.run_length > 1:

@@ -18,8 +18,6 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int64
 
-from .block import shuffled_runs
-
 ChunkRows = Int64[np.ndarray, " chunks"]
 
 
@@ -101,7 +99,7 @@ class Order:
     seed
         Of all permutations.
     slice_rows
-        Consecutive stored rows that stay together within a window.
+        Consecutive stored rows that stay together within a window; at most a lane's share of a batch.
     """
 
     def __init__(
@@ -189,17 +187,18 @@ class Order:
         starts = np.concatenate(
             [np.arange(a, b, self.slice_rows) for a, b in zip([0, *ends[:-1]], ends, strict=True)]
         )
-        rng = self.generator(window.epoch, window.lane, window.number)
-        order = shuffled_runs(rng, starts, window.rows)
-        begins = np.zeros(window.rows, bool)
-        begins[starts] = True
-        begins = begins[order]
-        share, before = self.batch_size // self.lanes, self.before(window)
-        begins[-before % share :: share] = True
-        at = np.flatnonzero(begins)
-        rows = np.diff(at, append=window.rows)
-        stored = np.argsort(order[at])
-        return Slices(order[at][stored], before + at[stored], rows[stored])
+        chosen = self.generator(window.epoch, window.lane, window.number).permutation(len(starts))
+        share, first = self.batch_size // self.lanes, starts[chosen]
+        rows = np.diff(starts, append=window.rows)[chosen]
+        served = self.before(window) + np.cumsum(rows) - rows
+        # no slice is longer than a lane's share of a batch, so at most one batch ends in it
+        head = np.minimum(rows, share - served % share)
+        rest = np.flatnonzero(head < rows)
+        first = np.concatenate([first, first[rest] + head[rest]])
+        served = np.concatenate([served, served[rest] + head[rest]])
+        rows = np.concatenate([head, rows[rest] - head[rest]])
+        stored = np.argsort(first)
+        return Slices(first[stored], served[stored], rows[stored])
 
     def _below(self, number: int, lane: int) -> int:
         """Count the numbers below `number` that belong to a lane."""

@@ -7,6 +7,7 @@ is padded with the fill value. Offsets are therefore known without reading the i
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 
@@ -23,6 +24,7 @@ from .places.pieces import Pieces, copy_pieces
 from .schema import MISSING_CHUNK, ArraySpec, Geometry
 
 _BYTES_AT_ONCE = 2 << 20
+_own = threading.local()
 
 
 def write_shard(
@@ -130,7 +132,7 @@ class ArrayReader:
         if chunk in self._checked:
             path.scatter(pieces, offset + start * width)
             return
-        data = np.empty(self.geometry.chunk_rows * width + 4, np.uint8)
+        data = _scratch(self.geometry.chunk_rows * width + 4)
         path.read_into([data], offset)
         self._compare(chunk, crc32c(data[:-4]), data[-4:])
         copy_pieces(data[start * width : start * width + int(pieces[:, 1].sum())], pieces)
@@ -161,6 +163,14 @@ class ArrayReader:
                 do="restore the file from a copy, or harvest again",
             )
         self._checked.add(chunk)
+
+
+def _scratch(size: int) -> UInt8[np.ndarray, " size"]:
+    """Return memory of the calling thread, with any content: a new array for every chunk would be new pages each time."""
+    if getattr(_own, "memory", None) is None or len(_own.memory) < size:
+        _own.memory = np.empty(size, np.uint8)
+    memory: np.ndarray = _own.memory[:size]
+    return memory
 
 
 def _index(rows: int, chunk_bytes: int, geometry: Geometry) -> np.ndarray:
