@@ -129,13 +129,13 @@ def test_batches_are_those_of_the_order_in_plain_python(
 
 
 def test_wide_rows_are_served_singly_and_narrow_ones_in_slices(tmp_path):
-    rows = make_rows(40, hooks={"wide": 2048, "narrow": 128})
+    rows = make_rows(40, hooks={"wide": 4096, "narrow": 256})
     store = store_rows(tmp_path / "a", rows)
 
     def state(hooks):
         return load(store, hooks=hooks, window_rows=50, batch_size=256).state_dict()
 
-    # 8192, 512 and on average 4352 bytes
+    # 16384, 1024 and on average 8704 bytes
     assert state("wide")["format_version"] == state(("wide", "narrow"))["format_version"] == 1
     assert (state("narrow")["format_version"], state("narrow")["slice_rows"]) == (2, 8)
 
