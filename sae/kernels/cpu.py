@@ -36,15 +36,6 @@ class CpuKernels(PortableKernels):
     not finite is therefore multiplied in full precision, for the sign of a NaN says nothing.
     """
 
-    def _select_largest(self, x: Tensor, W: Tensor, b: Tensor, k: int, *, lowest: float) -> SparseCodes:
-        return PortableKernels._select_largest(self._able(x, W, b), x, W, b, k, lowest=lowest)
-
-    def _select_above(self, x: Tensor, W: Tensor, b: Tensor, threshold: Tensor) -> SparseCodes:
-        return PortableKernels._select_above(self._able(x, W, b), x, W, b, threshold)
-
-    def _able(self, x: Tensor, W: Tensor, b: Tensor) -> CpuKernels:
-        return self if not self.bf16 or _finite(x, W, b) else CpuKernels(members=self.members)
-
     def largest(self, pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> SparseCodes:
         """Return the k largest entries of each row that exceed `lowest`; ties go to the lower feature."""
         whole, width = pre.numpy(), pre.shape[1]
@@ -128,6 +119,16 @@ class CpuKernels(PortableKernels):
         ).tocsc()
         order, rows, starts = (torch.from_numpy(a) for a in (matrix.data, matrix.indices, matrix.indptr))
         return order, rows, starts
+
+    def _select_largest(self, x: Tensor, W: Tensor, b: Tensor, k: int, *, lowest: float) -> SparseCodes:
+        if self.bf16 and not _finite(x, W, b):
+            return CpuKernels(members=self.members)._select_largest(x, W, b, k, lowest=lowest)
+        return super()._select_largest(x, W, b, k, lowest=lowest)
+
+    def _select_above(self, x: Tensor, W: Tensor, b: Tensor, threshold: Tensor) -> SparseCodes:
+        if self.bf16 and not _finite(x, W, b):
+            return CpuKernels(members=self.members)._select_above(x, W, b, threshold)
+        return super()._select_above(x, W, b, threshold)
 
 
 def _candidates(pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> SparseCodes:
