@@ -340,4 +340,5 @@ def _refuse_others(state: Mapping[str, Any], mine: Mapping[str, Any]) -> None:
             "the saved position in the data belongs to another order",
             got="; ".join(f"{name} {mine[name]}" for name in differ),
             expected="; ".join(f"{name} {state.get(name)}" for name in differ),
+            do="give these settings their former values, or start the training again",
         )

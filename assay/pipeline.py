@@ -117,7 +117,7 @@ STAGES = (
     ),
     Stage(
         "size",
-        2,
+        3,
         lambda c: c.train is not None and isinstance(c.sae, AutoSAEConfig),
         _sizing,
         ("harvest",),
@@ -127,7 +127,7 @@ STAGES = (
     ),
     Stage(
         "train",
-        2,
+        3,
         _has("train"),
         _all_training,
         ("harvest", "size"),
@@ -162,7 +162,7 @@ STAGES = (
     ),
     Stage(
         "train twin",
-        2,
+        3,
         _wants_twin("train"),
         _training,
         ("harvest twin", "harvest"),

@@ -120,8 +120,8 @@ class SAE(nn.Module, ABC):
     kernel_name : str
         Which kernels it computes with; see `sae.kernels`.
     precision : str
-        What the encoder's product proposes codes in and AuxK computes in, `fp32` or `bf16`; training sets it, and it
-        is not saved.
+        What the encoder's product proposes codes in and one process's AuxK computes in, `fp32` or `bf16`; training
+        sets it, and it is not saved.
     d_sae, first_feature : int
         Features that this process holds and the number of their first.
     world : World

@@ -23,6 +23,9 @@ FORMAT_VERSION = 1
 CONFIG = "config.json"
 WEIGHTS = "weights.safetensors"
 
+EARLIER = {"lista": {"detached": False, "by_rate": False}}
+"""What a header means that was written before a kind had these settings, where that is not their default."""
+
 
 def save_sae(sae: SAE, folder: Path, extra: Mapping[str, Any] | None = None) -> None:
     """Write a dictionary; `config.json`, renamed last, names the weights by their hash.
@@ -81,7 +84,8 @@ def load_sae(folder: Path, device: torch.device | str = "cpu") -> SAE:
             do="copy both files again, from the same training run",
         )
     try:
-        config = parse_config(SAEConfig, header["sae"], where=str(folder / CONFIG))
+        given = EARLIER.get(header["sae"].get("kind"), {}) | header["sae"]
+        config = parse_config(SAEConfig, given, where=str(folder / CONFIG))
         sae = config.build(header["d_in"], generator=torch.Generator())
         sae.load_state_dict(tensors, assign=True)
     except (ConfigError, RuntimeError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 from sae.kernels.portable import CHUNK_ENTRIES, ROWS_PER_CHUNK
@@ -58,9 +59,12 @@ def device_bytes(job: Job, mesh: Mesh, machine: Machine, dead: int) -> dict[str,
 def host_bytes(job: Job, mesh: Mesh, machine: Machine, device: dict[str, float]) -> dict[str, float]:
     """Return the bytes that a rank holds besides, by part: of its host's memory, which without a GPU is the device's too."""
     held = job.split_rows or 0 if job.in_memory else 2 * job.window_rows / mesh.data
+    batch = job.row_bytes * job.plan.batch_size / mesh.data
+    # windows consist of batches unless all rows fit; torch pins memory in powers of two
+    pinned = 2 ** math.ceil(math.log2(batch)) / batch if machine.device == "cuda" else 1.0
     host = {
-        "loader windows": held * job.row_bytes,
-        "batches ahead": BATCHES_LOADED * job.row_bytes * job.plan.batch_size / mesh.data,
+        "loader windows": held * job.row_bytes * (1.0 if job.in_memory else pinned),
+        "batches ahead": BATCHES_LOADED * batch * pinned,
         "checkpoint copy": _FLOAT * (job.sharded + 2 * job.trained) / mesh.feature,
     }
     return (

@@ -91,7 +91,7 @@ class TrainConfig(Config):
     clip_norm: float | None = Field(None, gt=0)
     """Largest norm of the gradient of all parameters; absent = not limited, for Adam's steps are already."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """What the encoder's product finds codes in (their values are fp32) and AuxK computes in; auto = bf16 if native."""
+    """What finds codes (their values are fp32) and, in one process, what AuxK computes in; auto = bf16 if native."""
     dead_after_rows: int | Auto = Field("auto")
     """Silent rows after which a feature is dead; auto = 100 d_sae / k, at most a tenth of the rows."""
     checkpoint_every: int = Field(1000, gt=0)

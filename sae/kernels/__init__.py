@@ -113,7 +113,7 @@ def find_kernels(
         Where the tensors are.
     precision
         `bf16` lets products in bf16 propose which codes to keep; their values stay those of W's precision. `explain`
-        rounds what it multiplies. The reference has no such thing.
+        of one process rounds what it multiplies. The reference has no such thing.
     members
         How many dictionaries of one shape lie end to end (see `sae.stack`): rows and features of one meet only each
         other. The reference knows single ones only.

@@ -14,7 +14,7 @@ from torch import Tensor
 from sae.codes import SparseCodes, subset
 
 from .explanation import Explanation, explain_sparsely
-from .portable import STACKED, PortableKernels
+from .portable import ROWS_PER_CHUNK, STACKED, PortableKernels
 
 TILE = 32
 """Columns of which one maximum is kept; with 32 to 64 few more than k entries reach the bound they give."""
@@ -48,9 +48,7 @@ class CpuKernels(PortableKernels):
         bound = np.maximum(bound[:, :1], least)
         places = _in_tiles(whole, maxima, bound) if tiled else np.flatnonzero(whole >= bound)
         values, starts = whole.ravel()[places], _starts(places, whole)
-        if np.diff(starts).max() > k:
-            places = places[_among_largest(values, starts, k)]
-        return _codes(whole, places)
+        return _codes(whole, places[_among_largest(values, starts, k)])
 
     def propose(
         self,
@@ -67,8 +65,11 @@ class CpuKernels(PortableKernels):
         """Return the k largest of each row's candidates that exceed `lowest`; ties go to the lower feature."""
         values, starts = codes.values.detach().numpy(), codes.offsets.numpy()
         kept = ~(values <= lowest)
-        if len(values) and np.diff(starts).max() > k:
-            kept &= _among_largest(np.where(np.isnan(values), np.inf, values), starts, k)
+        ranked = np.where(np.isnan(values), np.inf, values)
+        for row in range(0, codes.rows, ROWS_PER_CHUNK):
+            own = starts[row : row + ROWS_PER_CHUNK + 1]
+            part = slice(own[0], own[-1])
+            kept[part] &= _among_largest(ranked[part], own - own[0], k)
         return subset(codes, torch.from_numpy(kept))
 
     def explain(
@@ -126,7 +127,7 @@ class CpuKernels(PortableKernels):
         return super()._select_largest(x, W, b, k, lowest=lowest)
 
     def _select_above(self, x: Tensor, W: Tensor, b: Tensor, threshold: Tensor) -> SparseCodes:
-        if self.bf16 and not _finite(x, W, b):
+        if self.bf16 and not _finite(x, W, b, threshold):
             return CpuKernels(members=self.members)._select_above(x, W, b, threshold)
         return super()._select_above(x, W, b, threshold)
 
@@ -168,6 +169,8 @@ def _in_tiles(whole: Array, maxima: Array, bound: Array) -> Array:
 def _among_largest(values: Array, starts: Array, k: int) -> Array:
     """Return which values are among the k largest of their row; ties go to the earlier."""
     counts = np.diff(starts)
+    if counts.max() <= k:
+        return np.ones(len(values), bool)
     rows = np.repeat(np.arange(len(counts)), counts)
     padded = np.full((len(counts), counts.max()), -np.inf, dtype=values.dtype)
     padded[rows, np.arange(len(values)) - starts[rows]] = values

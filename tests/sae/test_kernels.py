@@ -176,6 +176,18 @@ def test_a_bf16_product_of_what_is_not_finite_is_made_in_full_precision():
     }.items():
         found, exact = (getattr(k, name)(x, W, b, **settled) for k in (kernels, CPU))
         assert torch.equal(found.features, exact.features) and found.values.isnan().any()
+    x, W, b = (t.float() for t in problem(40, 5, 64, 0))
+    threshold = torch.where(torch.arange(64) == 5, -torch.nan, 1.0)
+    found, exact = (k.select_above(x, W, b, threshold=threshold) for k in (kernels, CPU))
+    assert torch.equal(found.features, exact.features) and (found.features == 5).any()
+
+
+def test_rows_of_equal_candidates_leave_others_as_they_are():
+    kernels = find_kernels("cpu", precision="bf16")
+    x, W, b = (t.float() for t in problem(1200, 5, 640, 0))
+    x[3], x[700], b[:] = 0.0, 0.0, 1.0
+    for rule in ("select_rows", "select_largest"):
+        same(getattr(kernels, rule)(x, W, b, k=4), getattr(REFERENCE, rule)(x, W, b, k=4))
 
 
 def every_bf16() -> torch.Tensor:

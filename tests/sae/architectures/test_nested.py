@@ -1,5 +1,6 @@
 """Nested reconstructions and the kinds made of them against dense autograd, in float64."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 import sae.architectures  # noqa: F401 - registers the kinds
 from sae.base import Batch, SAEConfig
+from sae.checkpoint import load_sae, save_sae
 from sae.codes import from_dense
 from sae.config import parse_config
 from sae.errors import ConfigError
@@ -215,3 +217,17 @@ def test_defaults_and_refusals():
     for wrong in ([], [0, 8], [4, 2, 8], [4], [9]):
         with pytest.raises(ConfigError, match="budgets have to ascend"):
             build("hierarchical_topk", d_in=4, d_sae=40, k=8, budgets=wrong)
+
+
+def test_a_lista_dictionary_of_before_these_settings_is_read_as_it_was(tmp_path):
+    now = parse_config(SAEConfig, {"kind": "lista", "d_sae": 24, "k": 3, "by_rate": False}, where="test")
+    sae = now.build(8, generator=torch.Generator().manual_seed(0))
+    save_sae(sae, tmp_path)
+    header = json.loads((tmp_path / "config.json").read_text())
+    for name in ("detached", "by_rate", "k_start"):
+        del header["sae"][name]
+    (tmp_path / "config.json").write_text(json.dumps(header))
+    back = load_sae(tmp_path)
+    assert (back.config.detached, back.config.by_rate) == (False, False)
+    x = torch.randn(20, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(back.encode(x).features, sae.encode(x).features)
