@@ -26,8 +26,6 @@ SMALL = [
     "train.rows=150000",
     "label.n_bootstrap=100",
     "label.n_permutations=10",
-    # of few pairs, one that permuting over time leaves associated decides the tail
-    "label.n_calibration_pairs=64",
     "label.ablation_entities=60",
     "label.n_random=3",
 ]
