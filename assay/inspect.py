@@ -171,7 +171,8 @@ def _show_checks(summary: dict[str, Any], console: Console) -> None:
     console.print(
         f"  negative controls labelled by the same rule: {', '.join(f'{k} {v}' for k, v in controls.items())}; "
         f"score test rejects {_number(check['rejected_at_0.05'], 3)} at 0.05 under permutation "
-        f"(inflation {check['inflation']:.2f})"
+        f"(inflation {check['inflation']:.2f}; without comparing pairs with their own permutations "
+        f"{_number(check['plain_rejected_at_0.05'], 3)})"
     )
     removal = summary["removal"]
     if removal is not None:

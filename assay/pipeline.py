@@ -193,7 +193,7 @@ STAGES = (
     ),
     Stage(
         "label",
-        5,
+        6,
         _has("label"),
         _sections("label", "seed", "twin"),
         ("train", "import", "train twin", "evaluate", "concepts"),

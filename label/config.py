@@ -63,9 +63,7 @@ class LabelConfig(Config):
     n_bootstrap: int = Field(default=1000, ge=50)
     """Bootstrap samples of whole entities behind every interval."""
     n_permutations: int = Field(default=200, ge=10)
-    """Permutations of whole trajectories that check the test's calibration."""
-    n_calibration_pairs: int = Field(default=128, ge=1)
-    """Pairs whose statistic each permutation computes."""
+    """Permutations of whole trajectories that every pair's statistic is compared with."""
     group_size: int = Field(default=8, ge=1)
     """Most features of a group."""
     group_gain: float = Field(default=0.01, ge=0)

@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Int
 from .discover import Pair
 from .evidence import Evidence, Rows
 from .statistics.bootstrap import Interval, ap_draws, interval
-from .statistics.score_test import Calibration, EntitySums, calibration, score_statistic
-from .targets import Coded, Target, permute_trajectories
+from .statistics.score_test import EntitySums, score_statistic
+from .targets import Coded, Target
 
 
 class Measure(NamedTuple):
@@ -181,43 +181,3 @@ def rates(
         recall=interval(float(tp / positives) if positives else 0.0, ratio(tp_draws, truth.positives_draws)),
         f1_draws=f1_draws,
     )
-
-
-def calibrate(
-    confirm: Confirm,
-    evidence: Evidence,
-    pairs: Sequence[Pair],
-    *,
-    n_permutations: int,
-    n_pairs: int,
-    seed: int,
-) -> Calibration:
-    """Return how the score test behaves on pairs whose concepts were given to other entities.
-
-    Each permutation moves whole trajectories between entities, so a well calibrated test rejects at its level.
-    """
-    rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 4])))
-    rows, n_entities = confirm.rows, confirm.rows.n_entities
-    starts = np.searchsorted(rows.member, np.arange(n_entities))
-    firing: dict[Target, list[np.ndarray]] = {}
-    for i in np.sort(rng.permutation(len(pairs))[:n_pairs]):
-        detector = detector_of(evidence, pairs[i])
-        firing.setdefault(pairs[i].target, []).append(detector.row[detector.value > detector.threshold])
-
-    def per_entity(rows_of: np.ndarray) -> np.ndarray:
-        return np.bincount(rows.member[rows_of], minlength=n_entities).astype(np.float64)
-
-    null = []
-    for _ in range(n_permutations):
-        source = permute_trajectories(rows, rng)
-        for target, fired in firing.items():
-            holds, applies = confirm.concepts[target.concept].truth(confirm.split, target)
-            known = (source >= 0) & applies[source]
-            held = known & holds[source]
-            # rows are sorted by entity, so sums over an entity are sums over a stretch
-            positives, total = (np.add.reduceat(m, starts, dtype=np.float64) for m in (held, known))
-            for fired_rows in fired:
-                active = fired_rows[known[fired_rows]]
-                hits = per_entity(active[held[active]])
-                null.append(score_statistic(EntitySums(hits, per_entity(active), positives, total)))
-    return calibration(np.array(null))

@@ -19,14 +19,15 @@ from .baselines import ColumnDetector, TwinFeature, best_columns, best_twin_feat
 from .cause import Ablation, Effect, Stream
 from .concepts.library import ConceptInfo
 from .config import LabelConfig
-from .confirm import Confirm, Measure, calibrate, detector_of, measure_pairs
+from .confirm import Confirm, Measure, detector_of, measure_pairs
 from .decide import Candidate, Decision, decide
 from .discover import Pair, Screen, against_target, best_of_concepts, best_of_features, screen
 from .groups import GroupMeasure, Member, grow_from_features, measure_group
 from .inputs import LabelInputs, Material, Report
+from .permuted import permuted_statistics
 from .statistics.bootstrap import Interval, entity_weights, interval
 from .statistics.counts import Levels, count
-from .statistics.score_test import Calibration, benjamini_hochberg, p_value
+from .statistics.score_test import Calibration, Null, benjamini_hochberg, calibration, p_values
 from .targets import (
     CONTROLS,
     Coded,
@@ -91,7 +92,8 @@ class Labelling:
         self.effects: dict[int, Effect] = {}
         self.ablation: Ablation | None = None
         self.groups: list[Group] = []
-        self.calibration = Calibration(0, float("nan"), 1.0)
+        self.null: Null
+        self.calibration: Calibration
 
     def discover(self) -> None:
         """Screen everything on discover and choose what goes on to confirm."""
@@ -135,19 +137,18 @@ class Labelling:
         self.measures = measure_pairs(
             self.confirm, evidence, self.pairs, report=lambda i: self.report("confirming", i, n)
         )
-        family = np.array([self.by_id[p.target.concept].family for p in self.pairs])
-        real = [p for p, f in zip(self.pairs, family, strict=True) if f == "concept"]
-        self.report("checking the test", 0, 1)
-        self.calibration = calibrate(
-            self.confirm,
+        self.null = permuted_statistics(
             evidence,
-            real,
+            self.by_id,
+            self.pairs,
             n_permutations=self.config.n_permutations,
-            n_pairs=self.config.n_calibration_pairs,
             seed=self.seed,
+            report=lambda i: self.report("permuting trajectories", i, self.config.n_permutations),
         )
-        self.report("checking the test", 1, 1)
-        self.p = p_value(np.array([m.statistic for m in self.measures]), self.calibration.inflation)
+        family = np.array([self.by_id[p.target.concept].family for p in self.pairs])
+        self.calibration = calibration(self.null.of(family == "concept"))
+        statistics = np.array([m.statistic for m in self.measures])
+        self.p = p_values(statistics, self.null, self.calibration.inflation)
         self.q = np.ones(n)
         for name in np.unique(family):
             # each family is judged by the rule as if it were the concepts, so that controls are counted fairly

@@ -13,6 +13,7 @@ from .confirm import Measure
 from .describe import template
 from .labelling import Group, Labelling
 from .statistics.bootstrap import Interval
+from .statistics.score_test import Null
 from .targets import CONTROLS, Coded, Target
 
 
@@ -126,6 +127,7 @@ def _used(work: Labelling, j: int) -> dict[str, Any]:
 def association(work: Labelling, i: int) -> dict[str, Any]:
     """Return one row of associations.parquet."""
     pair, measure = work.pairs[i], work.measures[i]
+    null = Null(work.null.statistics[:, [i]], work.null.kept[[i]])
     coded = work.by_id[pair.target.concept]
     low, high = coded.bounds(pair.target)
     return {
@@ -143,6 +145,8 @@ def association(work: Labelling, i: int) -> dict[str, Any]:
         "p_value": float(work.p[i]),
         "q_value": float(work.q[i]),
         "statistic": measure.statistic,
+        "null_mean": float(null.mean[0]),
+        "null_deviation": float(null.deviation[0]),
     }
 
 
@@ -259,6 +263,7 @@ def summary(work: Labelling, features: Sequence[Mapping[str, Any]]) -> dict[str,
         "test_calibration": {
             "n": work.calibration.n,
             "rejected_at_0.05": _finite(work.calibration.rejected),
+            "plain_rejected_at_0.05": _finite(work.calibration.plain),
             "inflation": work.calibration.inflation,
         },
         "controls": work.control_counts(),

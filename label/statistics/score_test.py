@@ -1,11 +1,14 @@
-"""A test of association that counts entities, not rows, and its calibration by permuting whole trajectories."""
+"""A test of association that counts entities, not rows, against permutations of whole trajectories."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
+
+ROUNDING = 1e-10
+"""Sum of U_e^2 over the squares of the terms of U_e up to which nothing but rounding is left of them."""
 
 
 class EntitySums(NamedTuple):
@@ -23,48 +26,106 @@ def score_statistic(sums: EntitySums) -> float:
 
     With U_e = sum over the rows of entity e of (f - mean f)(y - mean y), z = sum_e U_e / sqrt(sum_e U_e^2), which is
     standard normal without association however dependent an entity's rows are (Liang and Zeger 1986; the score test of
-    a logistic regression with a robust variance). Positive: they occur together. 0 where either is constant.
+    a logistic regression with a robust variance). Positive: they occur together. 0 where every U_e is: where either is
+    constant, or one the same for all entities and the other for all rows of one.
     """
     n = sums.rows.sum()
     if n == 0:
         return 0.0
     f, y = sums.fired.sum() / n, sums.positives.sum() / n
-    u = sums.tp - f * sums.positives - y * sums.fired + f * y * sums.rows
-    scale = np.sqrt(np.square(u).sum())
-    return float(u.sum() / scale) if scale > 0 else 0.0
+    terms = np.stack([sums.tp, -f * sums.positives, -y * sums.fired, f * y * sums.rows])
+    u = terms.sum(axis=0)
+    squares = np.square(u).sum()
+    return float(u.sum() / np.sqrt(squares)) if squares > ROUNDING * np.square(terms).sum() else 0.0
 
 
-def p_value(statistic: Float[np.ndarray, " n"], inflation: float = 1.0) -> Float[np.ndarray, " n"]:
-    """Return one-sided p-values, the statistic shrunk by sqrt(inflation) where the null is wider than normal."""
-    from scipy.special import ndtr
+class Null(NamedTuple):
+    """What the statistic of every pair is when whole trajectories of its concept are given to other entities."""
 
-    p: np.ndarray = ndtr(-np.asarray(statistic) / np.sqrt(max(1.0, inflation)))
+    statistics: Float[np.ndarray, "permutations pairs"]
+    kept: Float[np.ndarray, " pairs"]
+    """Share of the rows where the concept applies that have a donor's row at their time, on average."""
+
+    def of(self, pairs: Bool[np.ndarray, " pairs"]) -> Null:
+        """Return that of some pairs."""
+        return Null(self.statistics[:, pairs], self.kept[pairs])
+
+    @property
+    def mean(self) -> Float[np.ndarray, " pairs"]:
+        """Each pair's mean, as it would be on all rows: a statistic falls at most with the root of the rows."""
+        mean: np.ndarray = self.statistics.mean(axis=0) / np.sqrt(np.where(self.kept > 0, self.kept, 1))
+        return mean
+
+    @property
+    def deviation(self) -> Float[np.ndarray, " pairs"]:
+        """Each pair's standard deviation."""
+        deviation: np.ndarray = self.statistics.std(axis=0, ddof=1)
+        return deviation
+
+
+def p_values(
+    statistic: Float[np.ndarray, " pairs"], null: Null, inflation: float = 1.0
+) -> Float[np.ndarray, " pairs"]:
+    """Return one-sided p-values of statistics against the pairs' own permutations.
+
+    (z - max(0, mean)) / max(1, deviation), over sqrt(1 + 1/m) for m permutations, is held against Student's t with m - 1
+    degrees of freedom. So no p-value is smaller than that of the plain test, which takes mean 0 and deviation 1.
+
+    Parameters
+    ----------
+    statistic
+        Observed, of each pair.
+    null
+        Of the same pairs.
+    inflation
+        From `calibration`; statistics are shrunk by its square root.
+    """
+    from scipy.special import stdtr
+
+    m = len(null.statistics)
+    t = _standardised(statistic, null.mean, null.deviation, m)
+    p: np.ndarray = stdtr(m - 1, -t / np.sqrt(max(1.0, inflation)))
     return p
 
 
 class Calibration(NamedTuple):
-    """How the test behaves when there is nothing to find."""
+    """How the test behaves when there is nothing to find: each permutation, held against the pair's others."""
 
     n: int
     """Statistics under permutation that were looked at."""
     rejected: float
     """Share of them with p < 0.05."""
+    plain: float
+    """Share of them with p < 0.05 by a standard normal distribution: what not comparing pairs with their own would do."""
     inflation: float
-    """(95% quantile of z over that of a normal)^2, at least 1; the p-values of the run are widened by it.
+    """(99% quantile over that of Student's t)^2, at least 1; the p-values of the run are widened by it.
 
     Taken in the tail that is tested: with rare features the null leans to the left, so its median says little.
     """
 
 
-def calibration(null: Float[np.ndarray, " n"]) -> Calibration:
-    """Summarise statistics computed on permuted data."""
-    null = null[null != 0]
-    if not len(null):
-        return Calibration(0, float("nan"), 1.0)
-    from scipy.special import ndtr, ndtri
+def calibration(null: Null) -> Calibration:
+    """Hold every permutation against the others of its pair; where either side is constant it is left out."""
+    from scipy.special import ndtri, stdtr, stdtrit
 
-    tail = max(float(np.quantile(null, 0.95)), 0.0) / float(ndtri(0.95))
-    return Calibration(len(null), float((ndtr(-null) < 0.05).mean()), max(1.0, tail**2))
+    x, m = null.statistics, len(null.statistics)
+    if not (x != 0).any():
+        return Calibration(0, float("nan"), float("nan"), 1.0)
+    mean = (x.sum(axis=0) - x) / (m - 1)
+    squares = np.square(x - x.mean(axis=0)).sum(axis=0) - np.square(x - x.mean(axis=0)) * m / (m - 1)
+    t = _standardised(x, mean, np.sqrt(np.maximum(squares, 0) / (m - 2)), m - 1)[x != 0]
+    tail = max(float(np.quantile(t, 0.99)), 0.0) / float(stdtrit(m - 2, 0.99))
+    return Calibration(
+        n=len(t),
+        rejected=float((stdtr(m - 2, -t) < 0.05).mean()),
+        plain=float((x[x != 0] > ndtri(0.95)).mean()),
+        inflation=max(1.0, tail**2),
+    )
+
+
+def _standardised(z: np.ndarray, mean: np.ndarray, deviation: np.ndarray, m: int) -> np.ndarray:
+    """Return how far statistics are from m of their permutations; a narrow or low null helps nobody."""
+    return np.asarray((z - np.maximum(mean, 0)) / (np.maximum(deviation, 1) * np.sqrt(1 + 1 / m)))
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

@@ -311,7 +311,12 @@ def summary_of(features: list[Record], concepts: list[Record]) -> Record:
         },
         "concepts": {c["concept"]: {"feature": c["feature"], "skill": c["skill"]} for c in measured_},
         "fdr_q": 0.01,
-        "test_calibration": {"n": 25600, "rejected_at_0.05": 0.047, "inflation": 1.03},
+        "test_calibration": {
+            "n": 25600,
+            "rejected_at_0.05": 0.047,
+            "plain_rejected_at_0.05": 0.081,
+            "inflation": 1.03,
+        },
         "controls": {"hash": 0, "persistent": 0, "permuted": 1},
         "removal": {
             "used_together": 0.61,

@@ -2,14 +2,19 @@
 
 import numpy as np
 import pytest
-from scipy.stats import chi2_contingency, false_discovery_control
+from scipy.stats import chi2_contingency, false_discovery_control, norm
+from scipy.stats import t as student
 
-from label.confirm import Confirm, calibrate
-from label.discover import Pair
-from label.statistics.bootstrap import entity_weights
-from label.statistics.score_test import EntitySums, benjamini_hochberg, calibration, p_value, score_statistic
-from label.targets import Target, permute_trajectories
-from tests.label.builders import make_evidence, make_rows, yes_no
+from label.statistics.score_test import (
+    EntitySums,
+    Null,
+    benjamini_hochberg,
+    calibration,
+    p_values,
+    score_statistic,
+)
+from label.targets import permute_trajectories
+from tests.label.builders import make_rows
 
 
 def persistent(rng, n_entities, length, prevalence, stay):
@@ -35,7 +40,7 @@ def test_independent_persistent_signals_are_rejected_at_the_level_and_a_chi_squa
     clustered, naive = [], []
     for _ in range(200):
         a, b = (persistent(rng, 300, 24, 0.2, 0.9) for _ in range(2))
-        clustered.append(p_value(np.array([score_statistic(sums_of(rows, a, b))]))[0])
+        clustered.append(norm.sf(score_statistic(sums_of(rows, a, b))))
         table = np.array([[(a & b).sum(), (a & ~b).sum()], [(~a & b).sum(), (~a & ~b).sum()]])
         naive.append(chi2_contingency(table, correction=False).pvalue)
     assert (np.array(clustered) < 0.05).mean() <= 0.10
@@ -51,19 +56,57 @@ def test_the_sign_is_that_of_the_association():
     assert score_statistic(sums_of(rows, np.zeros(len(rows), bool), truth)) == 0
 
 
+def test_rounding_is_not_an_association():
+    # a concept of the calendar alone and a feature of the entity alone: no entity adds anything
+    rows = make_rows(997, 6)
+    for fires in (rows.member % 3 == 0, rows.member % 7 < 2):
+        assert score_statistic(sums_of(rows, fires, rows.time == 3)) == 0
+        assert score_statistic(sums_of(rows, rows.time > 3, fires)) == 0
+
+
 def test_benjamini_hochberg_equals_scipy():
     rng = np.random.default_rng(2)
     p = np.concatenate([rng.random(50), rng.random(10) * 1e-4])
     assert benjamini_hochberg(p) == pytest.approx(false_discovery_control(p))
 
 
+def test_a_statistic_is_held_against_the_permutations_of_its_own_pair():
+    rng = np.random.default_rng(5)
+    null = Null(rng.normal([0, 6, 0, -4, 0], [1, 1, 3, 1, 0], (200, 5)), np.ones(5))
+    p = p_values(np.full(5, 7.0), null)
+    assert p[0] < 1e-9
+    assert p[1] == pytest.approx(student.sf(1, 199), abs=0.05)
+    assert p[2] == pytest.approx(student.sf(7 / 3, 199), abs=0.01)
+    # a null below 0, or none to speak of, makes nothing more significant than the plain test does
+    assert (p >= norm.sf(7.0)).all()
+    assert p[3] == pytest.approx(p[4], rel=0.5)
+    # on a quarter of the rows the null is half of what it is on all
+    quarter = Null(null.statistics, np.full(5, 0.25))
+    assert quarter.mean == pytest.approx(2 * null.mean)
+    assert p_values(np.full(5, 7.0), quarter)[1] > 0.99
+
+
 def test_inflation_widens_and_never_narrows():
-    assert p_value(np.array([3.0]), 2.0) > p_value(np.array([3.0]), 1.0)
-    assert p_value(np.array([3.0]), 0.5) == p_value(np.array([3.0]), 1.0)
-    wide = calibration(np.random.default_rng(0).normal(scale=2, size=5000))
-    assert wide.inflation == pytest.approx(4, rel=0.15)
-    assert calibration(np.random.default_rng(0).normal(scale=0.5, size=500)).inflation == 1
-    assert wide.rejected > 0.15
+    rng = np.random.default_rng(0)
+    null = Null(rng.normal(size=(50, 40)), np.ones(40))
+    z = np.full(40, 3.0)
+    assert (p_values(z, null, 2.0) > p_values(z, null)).all()
+    assert (p_values(z, null, 0.5) == p_values(z, null)).all()
+
+
+def test_the_calibration_leaves_each_permutation_out_of_its_own_null():
+    rng = np.random.default_rng(0)
+    x = rng.normal(rng.normal(0, 4, 300).clip(0), 1.5, (60, 300))
+    found = calibration(Null(x, np.ones(300)))
+    by_hand = [p_values(x[b], Null(np.delete(x, b, axis=0), np.ones(300))) < 0.05 for b in range(len(x))]
+    assert found.rejected == pytest.approx(np.mean(by_hand))
+    assert found.n == x.size
+    assert 0.045 < found.rejected < 0.055
+    assert found.inflation == pytest.approx(1, abs=0.05)
+    assert found.plain == pytest.approx(np.mean(x > norm.isf(0.05)))
+    heavy = calibration(Null(rng.standard_t(2, (200, 300)), np.ones(300)))
+    assert heavy.inflation > 1.1
+    assert np.isnan(calibration(Null(np.zeros((10, 3)), np.ones(3))).rejected)
 
 
 def test_permuting_trajectories_keeps_time_and_whole_entities():
@@ -76,16 +119,3 @@ def test_permuting_trajectories_keeps_time_and_whole_entities():
     donors = rows.member[source].reshape(50, 6)
     assert (donors == donors[:, :1]).all()
     assert sorted(donors[:, 0]) == list(range(50))
-
-
-def test_calibration_of_the_run_is_near_the_level_although_the_concept_is_real():
-    rng = np.random.default_rng(4)
-    rows = make_rows(300, 12, "confirm")
-    truth = persistent(rng, 300, 12, 0.3, 0.8)
-    dense = (truth * rng.random(len(rows))).astype(np.float32)[:, None]
-    evidence = make_evidence(dense, rows)
-    confirm = Confirm(rows, {"c": yes_no("c", truth)}, entity_weights(300, 50, seed=0))
-    pair = Pair(0, Target("c", 1, 1), 0.1, 1.0, 1.0, 1.0, 0)
-    found = calibrate(confirm, evidence, [pair], n_permutations=300, n_pairs=1, seed=0)
-    assert found.n == 300
-    assert 0.01 <= found.rejected <= 0.10
