@@ -145,8 +145,8 @@ def association(work: Labelling, i: int) -> dict[str, Any]:
         "p_value": float(work.p[i]),
         "q_value": float(work.q[i]),
         "statistic": measure.statistic,
-        "null_mean": float(null.mean[0]),
-        "null_deviation": float(null.deviation[0]),
+        "null_center": float(null.center[0]),
+        "null_width": float(null.width[0]),
     }
 
 

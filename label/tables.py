@@ -89,8 +89,8 @@ ASSOCIATIONS = pa.schema(
         *MEASURES,
         *SUPPORT,
         ("statistic", _F),
-        ("null_mean", _F),  # of the statistic when trajectories are permuted, on as many rows
-        ("null_deviation", _F),
+        ("null_center", _F),  # of the statistic when trajectories are permuted, on as many rows; at least 0
+        ("null_width", _F),  # upwards; at least 1
     ]
 )
 

@@ -51,16 +51,15 @@ class Null(NamedTuple):
         return Null(self.statistics[:, pairs], self.kept[pairs])
 
     @property
-    def mean(self) -> Float[np.ndarray, " pairs"]:
-        """Each pair's mean, as it would be on all rows: a statistic falls at most with the root of the rows."""
-        mean: np.ndarray = self.statistics.mean(axis=0) / np.sqrt(np.where(self.kept > 0, self.kept, 1))
-        return mean
+    def center(self) -> Float[np.ndarray, " pairs"]:
+        """Each pair's mean, at least 0, as it would be on all rows: a statistic falls at most with their root."""
+        center: np.ndarray = _center(self.statistics) / np.sqrt(np.where(self.kept > 0, self.kept, 1))
+        return center
 
     @property
-    def deviation(self) -> Float[np.ndarray, " pairs"]:
-        """Each pair's standard deviation."""
-        deviation: np.ndarray = self.statistics.std(axis=0, ddof=1)
-        return deviation
+    def width(self) -> Float[np.ndarray, " pairs"]:
+        """Each pair's deviation upwards, at least 1."""
+        return _width(self.statistics)
 
 
 def p_values(
@@ -68,8 +67,11 @@ def p_values(
 ) -> Float[np.ndarray, " pairs"]:
     """Return one-sided p-values of statistics against the pairs' own permutations.
 
-    (z - max(0, mean)) / max(1, deviation), over sqrt(1 + 1/m) for m permutations, is held against Student's t with m - 1
-    degrees of freedom. So no p-value is smaller than that of the plain test, which takes mean 0 and deviation 1.
+    t = (z - center) / (width sqrt(1 + 1/m)) for m permutations, with center = max(0, mean) and width = max(1, root of twice
+    the mean square of what is above the mean), which is the standard deviation of a symmetric null. Rare features have
+    nulls that lean far to the left, of which the standard deviation would say what the upper tail does not have. Student's t
+    has 2m / 5 degrees of freedom, for the square of the width varies by 5 / m of itself, that of a whole deviation by
+    2 / m. No p-value is smaller than that of the plain test, which takes center 0 and width 1.
 
     Parameters
     ----------
@@ -83,8 +85,8 @@ def p_values(
     from scipy.special import stdtr
 
     m = len(null.statistics)
-    t = _standardised(statistic, null.mean, null.deviation, m)
-    p: np.ndarray = stdtr(m - 1, -t / np.sqrt(max(1.0, inflation)))
+    t = (statistic - null.center) / (null.width * np.sqrt((1 + 1 / m) * max(1.0, inflation)))
+    p: np.ndarray = stdtr(_degrees(m), -t)
     return p
 
 
@@ -108,24 +110,34 @@ def calibration(null: Null) -> Calibration:
     """Hold every permutation against the others of its pair; where either side is constant it is left out."""
     from scipy.special import ndtri, stdtr, stdtrit
 
-    x, m = null.statistics, len(null.statistics)
+    x, m = null.statistics, len(null.statistics) - 1
     if not (x != 0).any():
         return Calibration(0, float("nan"), float("nan"), 1.0)
-    mean = (x.sum(axis=0) - x) / (m - 1)
-    squares = np.square(x - x.mean(axis=0)).sum(axis=0) - np.square(x - x.mean(axis=0)) * m / (m - 1)
-    t = _standardised(x, mean, np.sqrt(np.maximum(squares, 0) / (m - 2)), m - 1)[x != 0]
-    tail = max(float(np.quantile(t, 0.99)), 0.0) / float(stdtrit(m - 2, 0.99))
+    others = (np.delete(x, b, axis=0) for b in range(m + 1))
+    t = np.stack([(own - _center(rest)) / _width(rest) for own, rest in zip(x, others, strict=True)])
+    t = t[x != 0] / np.sqrt(1 + 1 / m)
+    tail = max(float(np.quantile(t, 0.99)), 0.0) / float(stdtrit(_degrees(m), 0.99))
     return Calibration(
         n=len(t),
-        rejected=float((stdtr(m - 2, -t) < 0.05).mean()),
+        rejected=float((stdtr(_degrees(m), -t) < 0.05).mean()),
         plain=float((x[x != 0] > ndtri(0.95)).mean()),
         inflation=max(1.0, tail**2),
     )
 
 
-def _standardised(z: np.ndarray, mean: np.ndarray, deviation: np.ndarray, m: int) -> np.ndarray:
-    """Return how far statistics are from m of their permutations; a narrow or low null helps nobody."""
-    return np.asarray((z - np.maximum(mean, 0)) / (np.maximum(deviation, 1) * np.sqrt(1 + 1 / m)))
+def _center(x: Float[np.ndarray, "m pairs"]) -> Float[np.ndarray, " pairs"]:
+    center: np.ndarray = np.maximum(x.mean(axis=0), 0)
+    return center
+
+
+def _width(x: Float[np.ndarray, "m pairs"]) -> Float[np.ndarray, " pairs"]:
+    above = np.maximum(x - _center(x), 0)
+    width: np.ndarray = np.maximum(np.sqrt(2 * np.einsum("mp,mp->p", above, above) / (len(x) - 1)), 1)
+    return width
+
+
+def _degrees(m: int) -> float:
+    return 2 * m / 5
 
 
 def benjamini_hochberg(p: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

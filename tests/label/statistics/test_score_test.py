@@ -72,18 +72,32 @@ def test_benjamini_hochberg_equals_scipy():
 
 def test_a_statistic_is_held_against_the_permutations_of_its_own_pair():
     rng = np.random.default_rng(5)
-    null = Null(rng.normal([0, 6, 0, -4, 0], [1, 1, 3, 1, 0], (200, 5)), np.ones(5))
-    p = p_values(np.full(5, 7.0), null)
-    assert p[0] < 1e-9
-    assert p[1] == pytest.approx(student.sf(1, 199), abs=0.05)
-    assert p[2] == pytest.approx(student.sf(7 / 3, 199), abs=0.01)
+    x = rng.normal([0, 6, 0, -4, 0, 0], [1, 1, 3, 1, 0, 1], (200, 6))
+    # rare features: now and then nothing coincides, which is far to the left
+    x[:, 5] = np.where(x[:, 5] > 0, x[:, 5], 6 * x[:, 5])
+    null = Null(x, np.ones(6))
+    p = p_values(np.full(6, 7.0), null)
+    assert p[0] < 1e-8
+    assert p[1] == pytest.approx(student.sf(1, 80), abs=0.05)
+    assert p[2] == pytest.approx(student.sf(7 / 3, 80), abs=0.01)
     # a null below 0, or none to speak of, makes nothing more significant than the plain test does
     assert (p >= norm.sf(7.0)).all()
     assert p[3] == pytest.approx(p[4], rel=0.5)
+    assert p[5] < 1e-8
     # on a quarter of the rows the null is half of what it is on all
-    quarter = Null(null.statistics, np.full(5, 0.25))
-    assert quarter.mean == pytest.approx(2 * null.mean)
-    assert p_values(np.full(5, 7.0), quarter)[1] > 0.99
+    quarter = Null(null.statistics, np.full(6, 0.25))
+    assert quarter.center == pytest.approx(2 * null.center)
+    assert p_values(np.full(6, 7.0), quarter)[1] > 0.99
+
+
+def test_p_values_are_uniform_where_nothing_is_to_be_found():
+    rng = np.random.default_rng(6)
+    shift, scale = rng.uniform(0, 8, 4000), rng.uniform(1.5, 3, 4000)
+    for m in (20, 200):
+        null = Null(rng.normal(shift, scale, (m, 4000)), np.ones(4000))
+        p = p_values(rng.normal(shift, scale), null)
+        for level in (0.05, 0.01):
+            assert 0.5 * level < (p < level).mean() < 1.25 * level
 
 
 def test_inflation_widens_and_never_narrows():
