@@ -247,7 +247,7 @@ class SAE(nn.Module, ABC):
         found = find_kernels(
             self.kernel_name, device=self.W_enc.device, precision=self.precision, members=members
         )
-        return sharded(found, self.world)
+        return sharded(found, self.world, members)
 
     def _encode(self, x: Float[Tensor, "batch d_in"], select: operators.Select) -> SparseCodes:
         b_dec = self.world.feature_shared(self.b_dec)
