@@ -162,7 +162,7 @@ def offset_rows() -> torch.Tensor:
 
 def deviations(world: World) -> list[float]:
     own = part(world, offset_rows(), "data")
-    return [float(unexplained(e, x, world)) for e, x in ((own, 0 * own), (0 * own, own))]
+    return unexplained([own, 0 * own], [0 * own, own], world).tolist()
 
 
 @pytest.mark.parametrize("mesh", [(2, 1), (4, 1)])
