@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from itertools import groupby
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -14,7 +13,7 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 
 from . import operators
-from .codes import SparseCodes, concatenate
+from .codes import SparseCodes
 from .config import Family
 from .errors import ConfigError
 from .geometry import geometric_median, normalise_rows_, project_rows_, unit_rows
@@ -248,7 +247,7 @@ class SAE(nn.Module, ABC):
         found = find_kernels(
             self.kernel_name, device=self.W_enc.device, precision=self.precision, members=members
         )
-        return sharded(found, self.world)
+        return sharded(found, self.world, members)
 
     def _encode(self, x: Float[Tensor, "batch d_in"], select: operators.Select) -> SparseCodes:
         b_dec = self.world.feature_shared(self.b_dec)
@@ -257,18 +256,9 @@ class SAE(nn.Module, ABC):
     def _select_k(
         self, rule: Callable[[Kernels], Callable[..., SparseCodes]], x: Tensor, W: Tensor, b: Tensor
     ) -> SparseCodes:
-        """Select by a rule of the kernels that takes k: neighbours in a stack with one k by one call."""
-        rows, width = len(x) // self.members, len(W) // self.members
-        first, found = 0, list[SparseCodes]()
-        for k, alike in groupby(self.ks):
-            last = first + len(list(alike))
-            features = slice(first * width, last * width)
-            codes = rule(self._kernels(last - first))(
-                x[first * rows : last * rows], W[features], b[features], k=k
-            )
-            found.append(codes._replace(features=codes.features + features.start) if first else codes)
-            first = last
-        return concatenate(found)
+        """Select by a rule of the kernels that takes k."""
+        alike = len(set(self.ks)) == 1
+        return rule(self.kernels)(x, W, b, k=self.ks[0] if alike else self.ks)
 
     def _losses(
         self, x: Float[Tensor, "batch d_in"], codes: SparseCodes, dead: Tensor, world: World

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
@@ -64,44 +66,50 @@ def auxk(
     feature is mostly one with negative pre-activations and a ReLU would leave it without a gradient; b_dec
     gets no gradient; with fewer than k_aux dead features the loss shrinks in proportion.
     """
-    if members > 1:
-        W_enc, b_enc, W_dec, b_decs = parameters
-        owner = torch.arange(len(dead), device=dead.device) // (len(dead) // members)
-        shares = zip(x.chunk(members), x_hat.chunk(members), b_decs.chunk(members), strict=True)
-        return torch.stack(
-            [
-                auxk(
-                    x_m, x_hat_m, (W_enc, b_enc, W_dec, b_dec), dead=dead & (owner == m), k_aux=k_aux, kernels=kernels,
-                    world=world,
-                )
-                for m, (x_m, x_hat_m, b_dec) in enumerate(shares)
-            ]
-        )  # fmt: skip
-    chosen = dead.nonzero().squeeze(1)
-    n_dead = int(world.all_reduce(dead.sum(), axis="feature"))
-    if n_dead == 0:
-        return x.new_zeros(())
     W_enc, b_enc, W_dec, b_dec = parameters
-    x = x.detach()
-    residual = x - x_hat.detach()
-    centred, weights = x - b_dec.detach(), (W_enc, b_enc, W_dec)
-    error = explain(centred, residual, weights, chosen=chosen, k=k_aux, kernels=kernels)
-    return min(n_dead / k_aux, 1.0) * error / unexplained(residual, x, world).to(x.dtype)
+    n_dead = world.all_reduce(dead.view(members, -1).sum(1), axis="feature").tolist()
+    reviving = [m for m, n in enumerate(n_dead) if n]
+    losses = [x.new_zeros(()) for _ in n_dead]
+    if reviving:
+        xs, x_hats, b_decs = (t.detach().chunk(members) for t in (x, x_hat, b_dec))
+        residuals = [xs[m] - x_hats[m] for m in reviving]
+        wholes = unexplained(residuals, [xs[m] for m in reviving], world).to(x.dtype)
+        for m, residual, whole in zip(reviving, residuals, wholes, strict=True):
+            chosen = dead.chunk(members)[m].nonzero().squeeze(1) + m * (len(dead) // members)
+            error = explain(
+                xs[m] - b_decs[m], residual, (W_enc, b_enc, W_dec), chosen=chosen, k=k_aux, kernels=kernels
+            )
+            losses[m] = min(n_dead[m] / k_aux, 1.0) * error / whole
+    return losses[0] if members == 1 else torch.stack(losses)
 
 
 def unexplained(
-    residual: Float[Tensor, "batch d_in"], x: Float[Tensor, "batch d_in"], world: World
-) -> Float64[Tensor, ""]:
+    residuals: Sequence[Float[Tensor, "batch d_in"]], xs: Sequence[Float[Tensor, "batch d_in"]], world: World
+) -> Float64[Tensor, "members"]:
     """Return Σ|e - mean e|² over the global batch, or the rounding of x where that is more: then all is explained.
 
-    By one collective: the deviations of each rank's rows from their own mean, and of these means from that of all
-    (Chan); a difference of sums over rows would have no digits left where the residual is mostly an offset.
+    By one collective, however many members a stack has: the deviations of each rank's rows from their own mean, and of
+    these means from that of all (Chan); a difference of sums over rows would have no digits left where the residual
+    is mostly an offset.
+
+    Parameters
+    ----------
+    residuals, xs
+        e and x, of each member.
+    world
+        Who has the other rows.
     """
-    mean = residual.mean(0)
-    sums = torch.stack([_squares(mean.double()), _squares(residual - mean), _squares(x)])
-    sums = world.all_reduce(torch.cat([mean, sums]), axis="data")
-    between = sums[-3] - _squares(sums[:-3]) / world.axes["data"]
-    return torch.maximum(sums[-2] + len(x) * between, torch.finfo(x.dtype).eps * sums[-1])
+    own = []
+    for residual, x in zip(residuals, xs, strict=True):
+        mean = residual.mean(0)
+        sums = torch.stack([_squares(mean.double()), _squares(residual - mean), _squares(x)])
+        own.append(torch.cat([mean, sums]))
+    together = world.all_reduce(torch.stack(own), axis="data")
+    found = []
+    for x, sums in zip(xs, together, strict=True):
+        between = sums[-3] - _squares(sums[:-3]) / world.axes["data"]
+        found.append(torch.maximum(sums[-2] + len(x) * between, torch.finfo(x.dtype).eps * sums[-1]))
+    return torch.stack(found)
 
 
 def _squares(x: Float[Tensor, "*_shape"]) -> Float64[Tensor, ""]:

@@ -27,7 +27,7 @@ def stack(saes: Sequence[SAE]) -> SAE:
     Parameters
     ----------
     saes
-        At least two of one `shape` whose kind is stackable, each whole in this process, not folded.
+        At least two of one `shape` whose kind is stackable, not folded; each whole, or of each the same shard.
     """
     first = saes[0]
     assert first.stackable

@@ -104,7 +104,8 @@ def make_groups(trainers: Sequence[Trainer], *, workers: int) -> list[Group]:
     """Return trainers in groups, so that as many as work at once have as much to do each.
 
     Those that differ in k, seed and learning rate only are stacked where they are so small that calling costs more than
-    computing, and each stack gets small and large k alike. Processes that share the work take their dictionaries in turn.
+    computing, and each stack gets small and large k alike. On a mesh that is more often so: a stack's collectives are those
+    of one dictionary. All ranks make the same groups.
     """
     alike: dict[str, list[Trainer]] = {}
     for number, trainer in enumerate(trainers):
@@ -133,18 +134,22 @@ def _dealt(trainers: Sequence[Trainer], hands: int) -> list[list[Trainer]]:
 
 def _most(trainer: Trainer, share: int) -> int:
     """Return how many are stacked, given what each of those who work at once would get."""
-    width = trainer.plan.batch_size * max(trainer.sae.d_in, trainer.sae.d_sae)
+    width = _rows(trainer) * max(trainer.sae.d_in, trainer.sae.d_sae)
     least = FEW if _product(trainer) <= TINY_PRODUCT else 1
     return max(1, min(max(share, least), STACK_ENTRIES // width))
 
 
+def _rows(trainer: Trainer) -> int:
+    """Return how many rows of a batch this process reads."""
+    return trainer.plan.batch_size // trainer.world.axes["data"]
+
+
 def _product(trainer: Trainer) -> int:
-    return trainer.plan.batch_size * trainer.sae.d_in * trainer.sae.d_sae
+    return _rows(trainer) * trainer.sae.d_in * trainer.sae.d_sae
 
 
 def _gains(trainer: Trainer) -> bool:
-    sae, world = trainer.sae, trainer.world
     small = _product(trainer) <= SMALL_PRODUCT
-    if world.device.type == "cuda":
-        small = trainer.plan.batch_size * sae.d_sae <= CHUNK_ENTRIES
-    return sae.stackable and world.size == 1 and small
+    if trainer.world.device.type == "cuda":
+        small = _rows(trainer) * trainer.sae.d_sae <= CHUNK_ENTRIES
+    return trainer.sae.stackable and small

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor
 
@@ -40,20 +42,22 @@ def sum_gradients_(sae: SAE, loss: Tensor, world: World) -> Tensor:
 
 
 @torch.no_grad()
-def clip_gradients_(sae: SAE, limit: float | None, world: World) -> None:
-    """Scale all gradients down together where their norm over all shards exceeds `limit`, in place."""
+def clip_gradients_(saes: Sequence[SAE], limit: float | None, world: World) -> None:
+    """Scale all gradients of a dictionary down together where their norm over all shards exceeds `limit`, in place.
+
+    Each of several dictionaries by itself, and all by one collective.
+    """
     if limit is None:
         return
-    own, shared = torch.zeros(2, dtype=torch.float64, device=world.device)
-    sharded = sae.per_feature()
-    for name, parameter in _trained(sae):
-        assert parameter.grad is not None
-        squares = parameter.grad.double().square().sum()
-        own, shared = (own + squares, shared) if name in sharded else (own, shared + squares)
-    norm = (world.all_reduce(own, axis="feature") + shared).sqrt()
-    for _, parameter in _trained(sae):
-        assert parameter.grad is not None
-        parameter.grad.mul_((limit / norm.clamp(min=limit)).to(parameter.dtype))
+    own, shared = torch.zeros(2, len(saes), dtype=torch.float64, device=world.device)
+    for number, sae in enumerate(saes):
+        sharded = sae.per_feature()
+        for name, gradient in _gradients(sae):
+            (own if name in sharded else shared)[number] += gradient.double().square().sum()
+    norms = (world.all_reduce(own, axis="feature") + shared).sqrt()
+    for sae, norm in zip(saes, norms, strict=True):
+        for _, gradient in _gradients(sae):
+            gradient.mul_((limit / norm.clamp(min=limit)).to(gradient.dtype))
 
 
 @torch.no_grad()
@@ -81,3 +85,9 @@ def gather_whole(sae: SAE, world: World) -> SAE | None:
 
 def _trained(sae: SAE) -> list[tuple[str, Tensor]]:
     return [(name, value) for name, value in sae.named_parameters() if value.requires_grad]
+
+
+def _gradients(sae: SAE) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in _trained(sae):
+        assert parameter.grad is not None
+        yield name, parameter.grad

@@ -74,7 +74,7 @@ def step_together(
     batch
         Rows; of a stack, those of all members. How far the run is, the losses learn from the state.
     world
-        Who computes; of a stack, one process.
+        Who computes.
 
     Raises
     ------
@@ -94,8 +94,8 @@ def step_together(
     whole.before_step()
     if len(learners) > 1:
         unstack_gradients(whole, [learner.sae for learner in learners])
-    for sae, optimiser, plan in learners:
-        clip_gradients_(sae, plan.clip_norm, world)
+    clip_gradients_([learner.sae for learner in learners], learners[0].plan.clip_norm, world)
+    for _, optimiser, plan in learners:
         set_rate(optimiser, learning_rate(state.step, plan))
         optimiser.step()
     whole.after_step(losses, world=world)

@@ -123,9 +123,10 @@ class Matryoshka(BatchTopK):
 
     def _cut_by_rate(self, codes: SparseCodes) -> SparseCodes:
         """Cut every row at the ranks, by rate among the features of all shards, that prefixes end with."""
-        whole = self.world.stack(self.rates, axis="feature").view(self.members, -1)
-        ranks = whole.argsort(dim=1, descending=True, stable=True).argsort(dim=1).flatten()
-        own = ranks[self.first_feature :][: self.d_sae]
+        shards = self.world.stack(self.rates.view(self.members, -1), axis="feature")
+        whole = shards.transpose(0, 1).flatten(1)
+        ranks = whole.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        own = ranks[:, self.first_feature :][:, : self.d_sae // self.members].flatten()
         inner = torch.tensor(self.prefixes[:-1], dtype=torch.int64, device=own.device)
         return cut_by_group(codes, torch.bucketize(own, inner, right=True), len(self.prefixes))
 

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache, partial
 from importlib.util import find_spec
 from typing import Protocol, runtime_checkable
@@ -22,6 +22,9 @@ from sae.errors import ConfigError
 from .explanation import Explanation
 
 CPU = torch.device("cpu")
+
+EachK = int | Sequence[int]
+"""Active features of a row: of all members of a stack (`sae.stack`), or of each."""
 
 
 @runtime_checkable
@@ -38,7 +41,7 @@ class Kernels(Protocol):
         W: Float[Tensor, "d_sae d_in"],
         b: Float[Tensor, "d_sae"],
         *,
-        k: int,
+        k: EachK,
     ) -> SparseCodes:
         """Keep the k largest positive entries of each row of x Wᵀ + b."""
 
@@ -58,9 +61,9 @@ class Kernels(Protocol):
         W: Float[Tensor, "d_sae d_in"],
         b: Float[Tensor, "d_sae"],
         *,
-        k: int,
+        k: EachK,
     ) -> SparseCodes:
-        """Keep the k · rows largest positive entries of x Wᵀ + b, over all rows together."""
+        """Keep the k · rows largest positive entries of x Wᵀ + b, over all rows together; of a stack, over each member's."""
 
     def select_above(
         self,
@@ -70,7 +73,10 @@ class Kernels(Protocol):
         *,
         threshold: Float[Tensor, "..."],
     ) -> SparseCodes:
-        """Keep the entries of x Wᵀ + b strictly above a threshold >= 0: one for all or one per feature."""
+        """Keep the entries of x Wᵀ + b strictly above a threshold >= 0: one for all or one per feature.
+
+        Of a stack [members, 1, 1] is one for each member.
+        """
 
     def decode(self, codes: SparseCodes, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return Z W for the codes Z."""

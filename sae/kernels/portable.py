@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from sae.codes import SparseCodes, concatenate, offsets_of, split, subset
 
+from . import EachK
 from .explanation import Explanation, explain_densely
 
 ROWS_PER_CHUNK = 512
@@ -58,10 +60,10 @@ class PortableKernels:
         W: Float[Tensor, "d_sae d_in"],
         b: Float[Tensor, "d_sae"],
         *,
-        k: int,
+        k: EachK,
     ) -> SparseCodes:
         """Keep the k largest positive entries of each row of x Wᵀ + b."""
-        return self._select_largest(x, W, b, k, lowest=0.0)
+        return self._by_k(lambda alike, x, W, b, k: alike._select_largest(x, W, b, k, lowest=0.0), x, W, b, k)
 
     def select_largest(
         self,
@@ -80,32 +82,13 @@ class PortableKernels:
         W: Float[Tensor, "d_sae d_in"],
         b: Float[Tensor, "d_sae"],
         *,
-        k: int,
+        k: EachK,
     ) -> SparseCodes:
         """Keep the k · rows largest positive entries of x Wᵀ + b, over all rows together.
 
         Entries above a guessed threshold are collected; if they turn out too few, a lower guess follows.
         """
-        rows, width = len(x) // self.members, len(W) // self.members
-        total = min(k, width) * rows
-        few = x.view(self.members, rows, -1)[:, :: max(1, rows // SAMPLE_ROWS)][:, :SAMPLE_ROWS]
-        sample = torch.cat(
-            [
-                torch.addmm(b_m, x_m, W_m.T).view(1, -1)
-                for x_m, W_m, b_m in zip(few, W.chunk(self.members), b.chunk(self.members), strict=True)
-            ]
-        )
-        wanted = 1.5 * k * few.shape[1]
-        while True:
-            rank = int(min(wanted, sample.shape[1]))
-            whole = rank == sample.shape[1]
-            guess = sample.new_zeros(self.members) if whole else sample.topk(rank).values[:, -1]
-            guess = guess.nan_to_num().clamp(min=0)
-            codes = self._select_above(x, W, b, guess.view(-1, 1, 1) if self.members > 1 else guess[0])
-            counts = codes.offsets[::rows].diff()
-            if bool(((counts >= total) | (guess == 0)).all()):
-                return concatenate([cut(part, total) for part in split(codes, self.members)])
-            wanted *= 4
+        return self._by_k(lambda alike, x, W, b, k: alike._select_batch(x, W, b, k), x, W, b, k)
 
     def select_above(
         self,
@@ -298,6 +281,50 @@ class PortableKernels:
             return self.leading(x, W, b, k, lowest)
         found = self.propose(x, W, b, min(k + SPARE, width), lowest)
         return self.best(self._exact(found, x, W, b), k, lowest)
+
+    def _by_k(
+        self,
+        rule: Callable[[PortableKernels, Tensor, Tensor, Tensor, int], SparseCodes],
+        x: Tensor,
+        W: Tensor,
+        b: Tensor,
+        k: EachK,
+    ) -> SparseCodes:
+        """Select by a rule: neighbours in a stack with one k by one call, in chunks that fit a cache."""
+        if isinstance(k, int):
+            return rule(self, x, W, b, k)
+        rows, width = len(x) // self.members, len(W) // self.members
+        first, found = 0, list[SparseCodes]()
+        for own, alike in groupby(k):
+            last = first + len(list(alike))
+            features = slice(first * width, last * width)
+            kernels = type(self)(bf16=self.bf16, members=last - first)
+            codes = rule(kernels, x[first * rows : last * rows], W[features], b[features], own)
+            found.append(codes._replace(features=codes.features + features.start) if first else codes)
+            first = last
+        return concatenate(found)
+
+    def _select_batch(self, x: Tensor, W: Tensor, b: Tensor, k: int) -> SparseCodes:
+        rows, width = len(x) // self.members, len(W) // self.members
+        total = min(k, width) * rows
+        few = x.view(self.members, rows, -1)[:, :: max(1, rows // SAMPLE_ROWS)][:, :SAMPLE_ROWS]
+        sample = torch.cat(
+            [
+                torch.addmm(b_m, x_m, W_m.T).view(1, -1)
+                for x_m, W_m, b_m in zip(few, W.chunk(self.members), b.chunk(self.members), strict=True)
+            ]
+        )
+        wanted = 1.5 * k * few.shape[1]
+        while True:
+            rank = int(min(wanted, sample.shape[1]))
+            whole = rank == sample.shape[1]
+            guess = sample.new_zeros(self.members) if whole else sample.topk(rank).values[:, -1]
+            guess = guess.nan_to_num().clamp(min=0)
+            codes = self._select_above(x, W, b, guess.view(-1, 1, 1) if self.members > 1 else guess[0])
+            counts = codes.offsets[::rows].diff()
+            if bool(((counts >= total) | (guess == 0)).all()):
+                return concatenate([cut(part, total) for part in split(codes, self.members)])
+            wanted *= 4
 
     def _select_above(self, x: Tensor, W: Tensor, b: Tensor, threshold: Tensor) -> SparseCodes:
         if len(W) == 0:

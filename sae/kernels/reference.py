@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae.codes import SparseCodes, from_dense
 
+from . import EachK
 from .explanation import Explanation
 
 
@@ -20,9 +21,10 @@ class ReferenceKernels:
         W: Float[Tensor, "d_sae d_in"],
         b: Float[Tensor, "d_sae"],
         *,
-        k: int,
+        k: EachK,
     ) -> SparseCodes:
         """Keep the k largest positive entries of each row of x Wᵀ + b."""
+        assert isinstance(k, int)
         pre = x @ W.T + b
         kept = pre.argsort(dim=1, descending=True, stable=True)[:, :k]
         return from_dense(torch.zeros_like(pre).scatter(1, kept, pre.gather(1, kept)))
@@ -47,9 +49,10 @@ class ReferenceKernels:
         W: Float[Tensor, "d_sae d_in"],
         b: Float[Tensor, "d_sae"],
         *,
-        k: int,
+        k: EachK,
     ) -> SparseCodes:
         """Keep the k · rows largest positive entries of x Wᵀ + b, over all rows together."""
+        assert isinstance(k, int)
         pre = x @ W.T + b
         kept = pre.flatten().argsort(descending=True, stable=True)[: k * len(pre)]
         mask = torch.zeros_like(pre, dtype=torch.bool).flatten().scatter(0, kept, value=True)

@@ -85,15 +85,50 @@ def test_selections_are_those_of_one_process(rule, mesh, pool_of):
             torch.testing.assert_close(found, expected.to_dense(D_SAE), msg=f"{case}, k = {k}")
 
 
+MEMBERS_K = (3, 1, 25, 3)
+
+
+def select_stacked(world: World, case: str, rule: str, ks: tuple[int, ...]) -> tuple[int, int, torch.Tensor]:
+    """Select for members of which each has the features of the one before, moved on by one, and as many rows."""
+    x, W, b = whole(case)
+    x = part(world, x, "data").repeat(len(ks), 1)
+    W, b = (torch.cat([part(world, value.roll(m, 0), "feature") for m in range(len(ks))]) for value in (W, b))
+    if case == "plain":
+        # of one member nothing is found, whatever the guess
+        b[: len(b) // len(ks)] -= 100
+    kernels = ShardedKernels(CpuKernels(members=len(ks)), world, len(ks))
+    k = ks[0] if len(set(ks)) == 1 else ks
+    select = kernels.select_rows if rule == "rows" else kernels.select_batch
+    dense = select(x, W, b, k=k).to_dense(len(W))
+    rows, width = len(x) // len(ks), len(W) // len(ks)
+    own = [dense[m * rows :][:rows, m * width :][:, :width] for m in range(len(ks))]
+    assert dense.count_nonzero() == sum(m.count_nonzero() for m in own), "a row met another member's features"
+    return world.coordinate("data"), world.coordinate("feature"), torch.stack(own)
+
+
+@pytest.mark.parametrize("mesh", [(2, 1), (1, 2), (2, 2)])
+@pytest.mark.parametrize("rule", ["rows", "batch"])
+@pytest.mark.parametrize("ks", [MEMBERS_K, (3, 3, 3)])
+def test_members_select_among_their_own_features_and_rows_of_all_ranks(rule, mesh, ks, pool_of):
+    oracle = ReferenceKernels()
+    for case in ("plain", "ties", "uneven"):
+        parts = pool_of(mesh).run(select_stacked, case, rule, ks, mesh=mesh)
+        x, W, b = whole(case)
+        for m, k in enumerate(ks):
+            found = assemble([(d, f, own[m]) for d, f, own in parts], mesh)
+            bias = b - 100 if case == "plain" and m == 0 else b
+            select = oracle.select_rows if rule == "rows" else oracle.select_batch
+            expected = select(x, W.roll(m, 0), bias.roll(m, 0), k=k).to_dense(D_SAE)
+            torch.testing.assert_close(found, expected, msg=f"{case}, member {m}")
+
+
 def extremes(world: World) -> tuple[float, int]:
     """Shards whose largest values are 10 and 2, of which the 20 largest are wanted."""
     rank = world.rank
     values = torch.linspace(0.001, 1, 300) * (10 if rank == 0 else 2)
-    found = kth_largest(values, 20, world=world)
-    assert found is not None
-    threshold, above, equal = found
-    assert above + equal == 20
-    return float(threshold), int((values >= threshold).sum())
+    found = kth_largest(values, torch.zeros(300, dtype=torch.int64), torch.tensor([20]), world=world)
+    assert int(found.above + found.equal) == 20
+    return float(found.value), int((values >= found.value).sum())
 
 
 @pytest.mark.parametrize("mesh", [(2, 1), (1, 2)])
@@ -111,14 +146,14 @@ def test_the_threshold_is_the_kth_of_a_sort(dtype):
     values = torch.rand(1000, generator=generator, dtype=dtype) ** 9
     values = torch.cat([values, values[:300], torch.tensor([1e-40, 1e30, float("nan")], dtype=dtype)])
     descending = values.nan_to_num(nan=torch.inf).sort(descending=True).values
+    # beside another's values, which are not his
+    both, owners = torch.cat([values, values / 2]), torch.arange(2).repeat_interleave(len(values))
     for k in (1, 2, 3, 10, 500, len(values) - 1, len(values)):
-        found = kth_largest(values, k, world=World())
-        assert found is not None
-        threshold, above, equal = found
-        assert float(threshold.nan_to_num(nan=torch.inf)) == float(descending[k - 1])
-        assert above == int((descending > descending[k - 1]).sum())
-        assert equal == int((descending == descending[k - 1]).sum())
-    assert kth_largest(values, len(values) + 1, world=World()) is None
+        found = kth_largest(both, owners, torch.tensor([k, len(values) + 1]), world=World())
+        assert float(found.value[0].nan_to_num(nan=torch.inf)) == float(descending[k - 1])
+        assert int(found.above[0]) == int((descending > descending[k - 1]).sum())
+        assert int(found.equal[0]) == int((descending == descending[k - 1]).sum())
+        assert float(found.value[1]) == 0, "fewer than that"
 
 
 def offset_rows() -> torch.Tensor:
@@ -127,7 +162,7 @@ def offset_rows() -> torch.Tensor:
 
 def deviations(world: World) -> list[float]:
     own = part(world, offset_rows(), "data")
-    return [float(unexplained(e, x, world)) for e, x in ((own, 0 * own), (0 * own, own))]
+    return unexplained([own, 0 * own], [0 * own, own], world).tolist()
 
 
 @pytest.mark.parametrize("mesh", [(2, 1), (4, 1)])
