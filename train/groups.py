@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sae.base import Batch, Losses
-from sae.kernels.portable import CHUNK_ENTRIES
+from sae.kernels.sparse import CHUNK_ENTRIES
 from sae.stack import shape, stack, unstack_losses
 
 from .optim import update_seconds

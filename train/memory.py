@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from sae.kernels.portable import CHUNK_ENTRIES, ROWS_PER_CHUNK
+from sae.kernels.sparse import CHUNK_ENTRIES, ROWS_PER_CHUNK
 
 from .machines import Machine
 from .trainer import SAMPLE_ROWS

@@ -14,7 +14,8 @@ from torch import Tensor
 from sae.codes import SparseCodes, subset
 
 from .explanation import Explanation, explain_sparsely
-from .portable import ROWS_PER_CHUNK, STACKED, PortableKernels
+from .portable import STACKED, PortableKernels
+from .sparse import ROWS_PER_CHUNK
 
 TILE = 32
 """Columns of which one maximum is kept; with 32 to 64 few more than k entries reach the bound they give."""

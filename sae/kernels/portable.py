@@ -7,20 +7,14 @@ from functools import partial
 from itertools import groupby
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae.codes import SparseCodes, concatenate, offsets_of, split, subset
 
 from . import EachK
 from .explanation import Explanation, explain_densely
-
-ROWS_PER_CHUNK = 512
-"""Rows of pre-activations held at once: 256 to 512 ran fastest from d_sae = 2048 to 24576 (AVX2)."""
-
-CHUNK_ENTRIES = 2**24
-"""Pre-activations held at once at most (64 MiB in fp32), whatever d_sae."""
+from .sparse import CHUNK_ENTRIES, ROWS_PER_CHUNK, SparseProducts
 
 SAMPLE_ROWS = 32
 """Rows from which the batch selection guesses its threshold; the guess costs time only, never exactness."""
@@ -31,14 +25,11 @@ SPARE = 16
 ROUNDING = 2.0**-6
 """How far below a threshold, relative to it, a bf16 product still proposes an entry."""
 
-DENSE = 1 / 5
-"""Share of all pairs from which on the dense product is cheaper than single dot products."""
-
 STACKED = 3
 """Dimensions of a threshold that differs between the members of a stack."""
 
 
-class PortableKernels:
+class PortableKernels(SparseProducts):
     """Training kernels: no `[batch, d_sae]`, no `[batch * k, d_in]`. See `Kernels` for the contract.
 
     Parameters
@@ -102,29 +93,6 @@ class PortableKernels:
         stacked = self.members > 1 and threshold.ndim == 1
         return self._select_above(x, W, b, threshold.view(self.members, 1, -1) if stacked else threshold)
 
-    def decode(self, codes: SparseCodes, W: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Return Z W for the codes Z."""
-        return bags(codes.features, codes.offsets, codes.values, W)
-
-    def value_gradients(
-        self, codes: SparseCodes, g: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_sae d_in"]
-    ) -> Float[Tensor, "nnz"]:
-        """Return g[row] · W[feature] for every code: the gradient of Z W with respect to the values of Z."""
-        if len(codes.features) == 0:
-            return g.new_zeros(0)
-        if len(codes.features) > DENSE * codes.rows * len(W):
-            return self.dense_dots(codes, g, W)
-        dots = torch.ops.aten._embedding_bag_per_sample_weights_backward
-        result: Tensor = dots(g.contiguous(), W, codes.features, codes.offsets[:-1], codes.row_ids(), 0, -1)
-        return result
-
-    def weight_gradient(
-        self, codes: SparseCodes, g: Float[Tensor, "batch d_in"], d_sae: int
-    ) -> Float[Tensor, "d_sae d_in"]:
-        """Return Zᵀ g: the gradient of Z W with respect to W, summed by feature in order of rows."""
-        order, rows, starts = self.by_feature(codes, d_sae)
-        return bags(rows, starts, codes.values.index_select(0, order), g)
-
     def explain(
         self,
         x: Float[Tensor, "batch d_in"],
@@ -136,13 +104,6 @@ class PortableKernels:
         """Explain a residual by the k largest entries of each row of x W_encᵀ + b_enc, whatever their sign."""
         kept = partial(self.among_largest, k=k)
         return explain_densely(x, residual, weights, kept=kept, bf16=self.bf16)
-
-    def by_feature(
-        self, codes: SparseCodes, d_sae: int
-    ) -> tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "d_sae_plus_1"]]:
-        """Return the codes' places by feature, then row; their rows in that order; where each feature starts."""
-        order = codes.features.int().argsort(stable=True)
-        return order, codes.row_ids()[order], offsets_of(codes.features.bincount(minlength=d_sae))
 
     def leading(
         self,
@@ -260,18 +221,6 @@ class PortableKernels:
         rows, features = (~(pre.view(shape) <= threshold)).view_as(pre).nonzero(as_tuple=True)
         return SparseCodes(pre[rows, features], features, offsets_of(rows.bincount(minlength=len(pre))))
 
-    def dense_dots(
-        self, codes: SparseCodes, g: Float[Tensor, "batch d_in"], W: Float[Tensor, "d_sae d_in"]
-    ) -> Float[Tensor, "nnz"]:
-        """Return g[row] · W[feature] out of the whole products of some rows at a time."""
-        places = codes.row_ids() * len(W) + codes.features
-        parts, chunk = [], max(1, min(ROWS_PER_CHUNK, CHUNK_ENTRIES // len(W)))
-        for start in range(0, codes.rows, chunk):
-            first, last = codes.offsets[[start, min(start + chunk, codes.rows)]].tolist()
-            product = g[start : start + chunk] @ W.T
-            parts.append(product.flatten().index_select(0, places[first:last] - start * len(W)))
-        return torch.cat(parts)
-
     def _select_largest(self, x: Tensor, W: Tensor, b: Tensor, k: int, *, lowest: float) -> SparseCodes:
         if len(W) == 0:
             return _empty(x)
@@ -365,21 +314,6 @@ def cut(codes: SparseCodes, total: int) -> SparseCodes:
     ties = (values == smallest).nonzero().squeeze(1)[: total - int(kept.sum())]
     kept[ties] = True
     return subset(codes, kept)
-
-
-_weighted_sum: Callable[..., Tensor] = partial(F.embedding_bag, mode="sum", include_last_offset=True)
-
-
-def bags(
-    members: Int[Tensor, "nnz"],
-    starts: Int[Tensor, "bags_plus_1"],
-    weights: Float[Tensor, "nnz"],
-    rows: Float[Tensor, "n d_in"],
-) -> Float[Tensor, "bags d_in"]:
-    """Return for each bag the weighted sum of its members' rows."""
-    if len(members) == 0:
-        return rows.new_zeros(len(starts) - 1, rows.shape[1])
-    return _weighted_sum(members, rows, starts, per_sample_weights=weights)
 
 
 def _empty(x: Tensor) -> SparseCodes:
