@@ -26,13 +26,16 @@ and what products in bf16 add. Measured on a CPU."""
 CODE_BYTES = 48
 """Of a code at the peak: value, feature, row, its place by feature, and their gradients."""
 
+LOOK_BYTES, SORTED_BYTES = 12, 20
+"""Of a code that a look keeps for the way back, value and feature; and what sorting codes keeps of one, order included."""
+
 _FLOAT, _HALF = 4, 2
 
 
 def device_bytes(job: Job, mesh: Mesh, machine: Machine, dead: int) -> dict[str, float]:
     """Return the bytes that a rank's device holds while it trains, by part, with so many of its features dead."""
     rows, features = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature
-    trained = _FLOAT * (job.trained / mesh.feature + job.trained_shared)
+    trained, work = _FLOAT * (job.trained / mesh.feature + job.trained_shared), job.work
     product = _product_bytes(job, mesh, machine)
     if in_bf16(job, machine):
         product += _HALF * (features + rows) * job.d_in
@@ -43,15 +46,17 @@ def device_bytes(job: Job, mesh: Mesh, machine: Machine, dead: int) -> dict[str,
         # the selection's copy or mask of the chunk
         product += _chunk(job, mesh) * features
     batch = _FLOAT * rows * job.d_in
-    codes = rows * min(job.k, features) / (1 if job.per_row else mesh.feature)
+    codes = rows * min(work.active, features) / (1 if work.per_row else mesh.feature)
+    sorted_ = SORTED_BYTES * (work.by_rank or work.by_rate)
     auxiliary = min(job.k_aux, dead) * rows
     return {
         "parameters": _FLOAT * (job.sharded / mesh.feature + job.shared) + 8 * features,
-        "gradients": trained,
+        # a matrix that is used again gets a second gradient, and their sum beside them
+        "gradients": trained + 2 * _FLOAT * features * job.d_in * (work.looks > 0),
         "Adam's moments": 2 * trained,
-        "batch": (BATCHES_WORKED_ON + 2 * (job.prefixes - 1)) * batch,
+        "batch": (BATCHES_WORKED_ON + 2 * (work.reconstructions - 1) + work.looks) * batch,
         "pre-activations": product,
-        "codes": CODE_BYTES * codes,
+        "codes": (CODE_BYTES + sorted_ + LOOK_BYTES * work.looks) * codes,
         "AuxK": CODE_BYTES * auxiliary + 4 * _FLOAT * dead * job.d_in + 3 * batch * (dead > 0),
     }
 
