@@ -21,6 +21,7 @@ from .kernels import Kernels, find_kernels
 from .kernels.sharded import sharded
 from .losses import auxk, reconstruction
 from .nested import nested_errors
+from .work import Work
 from .world import ALONE, World
 
 
@@ -179,6 +180,11 @@ class SAE(nn.Module, ABC):
     def k_aux(self) -> int:
         """Dead features that share in one row, with `auto` resolved."""
         return max(1, self.d_in // 2) if self.config.k_aux == "auto" else self.config.k_aux
+
+    @property
+    def work(self) -> Work:
+        """What a step takes beyond what follows from the sizes."""
+        return Work(active=max(self.ks))
 
     def encode(self, x: Float[Tensor, "batch d_in"]) -> SparseCodes:
         """Return the codes of each row, which depend on no other row; differentiable, rows in chunks."""

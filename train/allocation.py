@@ -47,6 +47,13 @@ def kept_memory(parameters: int) -> Iterator[None]:
         libc.malloc_trim(0)
 
 
+def give_back() -> None:
+    """Give what is free now back to the system, though it is kept: for after work that no step repeats."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "malloc_trim"):
+        libc.malloc_trim(0)
+
+
 def _memory() -> float:
     """Return the bytes that this process may take of the machine, or of its container, as one of the ranks there."""
     limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]

@@ -52,11 +52,12 @@ def calibrate(machine: Machine, job: Job, device: torch.device, *, ranks: int) -
         Ranks of the plan; the timed step has at most a rank's share of the rows.
     """
     largest = _LARGEST[device.type] // job.d_in
-    most = max(job.k, min(job.d_sae, _MOST_WEIGHTS[device.type] // job.d_in))
-    sparse = min(most, _FEATURES_PER_CODE * job.k)
+    most = max(job.work.active, min(job.d_sae, _MOST_WEIGHTS[device.type] // job.d_in))
+    sparse = min(most, _FEATURES_PER_CODE * job.work.active)
     rows = max(1, min(job.plan.batch_size // ranks, _MOST_ROWS[device.type], largest // sparse))
     features = max(sparse, min(most, largest // rows))
-    settings = {"kind": "topk" if job.per_row else "batch_topk", "d_sae": features, "k": job.k}
+    kind = "topk" if job.work.per_row else "batch_topk"
+    settings = {"kind": kind, "d_sae": features, "k": job.work.active}
     config = parse_config(SAEConfig, settings, where="calibration")
     given = {"rows": 1000 * rows, "batch_size": rows, "precision": job.precision}
     train = parse_config(TrainConfig, given, where="calibration")

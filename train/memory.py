@@ -16,15 +16,26 @@ if TYPE_CHECKING:
 BATCHES_LOADED = 8
 """Batches that the loader keeps memory for: ready, being filled, in use."""
 
-BATCHES_WORKED_ON = 8
-"""Tensors of a batch's shape that a step holds at its peak: scaled, centred, reconstruction, errors, gradients."""
+BATCHES_RECORDED = 10
+"""Tensors of a batch's shape while a record is made: rows and reconstruction, and in float64, which is twice as much, both,
+their difference and its square."""
 
-LIBRARIES, BF16_LIBRARIES = 20 << 20, 8 << 20
-"""Of what the first step imports and of the libraries' pages that training touches, beyond what importing the trainer takes;
-and what products in bf16 add. Measured on a CPU."""
+BATCHES_LEARNED, BATCHES_NESTED = 6, 2
+"""The same on the way back, and for each reconstruction: scaled, centred, x̂, gradients; the residual and its gradient."""
+
+LIBRARIES, BF16_LIBRARIES, SIZES_LIBRARIES = 22 << 20, 7 << 20, 12 << 20
+"""Of what the first step imports and of the libraries' pages and buffers that training touches, beyond what importing the
+trainer takes; what products in bf16 add; and what the estimate of sizes does, which is in float64 and has eigenvalues.
+Measured on a CPU, by trainings of 64 and 512 features that hold little else."""
+
+TENSORS_SIZED = 7
+"""The first rows, as so many of them, while sizes are estimated: the sample, and three of that in float64."""
 
 CODE_BYTES = 48
 """Of a code at the peak: value, feature, row, its place by feature, and their gradients."""
+
+LOOK_BYTES, SORTED_BYTES = 12, 20
+"""Of a code that a look keeps for the way back, value and feature; and what sorting codes keeps of one, order included."""
 
 _FLOAT, _HALF = 4, 2
 
@@ -32,7 +43,7 @@ _FLOAT, _HALF = 4, 2
 def device_bytes(job: Job, mesh: Mesh, machine: Machine, dead: int) -> dict[str, float]:
     """Return the bytes that a rank's device holds while it trains, by part, with so many of its features dead."""
     rows, features = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature
-    trained = _FLOAT * (job.trained / mesh.feature + job.trained_shared)
+    trained, work = _FLOAT * (job.trained / mesh.feature + job.trained_shared), job.work
     product = _product_bytes(job, mesh, machine)
     if in_bf16(job, machine):
         product += _HALF * (features + rows) * job.d_in
@@ -43,15 +54,18 @@ def device_bytes(job: Job, mesh: Mesh, machine: Machine, dead: int) -> dict[str,
         # the selection's copy or mask of the chunk
         product += _chunk(job, mesh) * features
     batch = _FLOAT * rows * job.d_in
-    codes = rows * min(job.k, features) / (1 if job.per_row else mesh.feature)
+    codes = rows * min(work.active, features) / (1 if work.per_row else mesh.feature)
+    sorted_ = SORTED_BYTES * (work.by_rank or work.by_rate)
+    learned = BATCHES_LEARNED + BATCHES_NESTED * work.reconstructions + work.looks
     auxiliary = min(job.k_aux, dead) * rows
     return {
         "parameters": _FLOAT * (job.sharded / mesh.feature + job.shared) + 8 * features,
-        "gradients": trained,
+        # a matrix that is used again gets a second gradient, and their sum beside them
+        "gradients": trained + 2 * _FLOAT * features * job.d_in * (work.looks > 0),
         "Adam's moments": 2 * trained,
-        "batch": (BATCHES_WORKED_ON + 2 * (job.prefixes - 1)) * batch,
+        "batch": max(BATCHES_RECORDED, learned) * batch,
         "pre-activations": product,
-        "codes": CODE_BYTES * codes,
+        "codes": (CODE_BYTES + sorted_ + LOOK_BYTES * work.looks) * codes,
         "AuxK": CODE_BYTES * auxiliary + 4 * _FLOAT * dead * job.d_in + 3 * batch * (dead > 0),
     }
 
@@ -67,11 +81,7 @@ def host_bytes(job: Job, mesh: Mesh, machine: Machine, device: dict[str, float])
         "batches ahead": BATCHES_LOADED * batch * pinned,
         "checkpoint copy": _FLOAT * (job.sharded + 2 * job.trained) / mesh.feature,
     }
-    return (
-        host
-        if machine.device == "cuda"
-        else host | _heap_bytes(job, mesh, device, bf16=in_bf16(job, machine))
-    )
+    return host if machine.device == "cuda" else host | _heap_bytes(job, machine, device, host)
 
 
 def in_bf16(job: Job, machine: Machine) -> bool:
@@ -91,14 +101,22 @@ def _product_bytes(job: Job, mesh: Mesh, machine: Machine) -> float:
     return (_HALF if halved else _FLOAT) * _chunk(job, mesh) * job.d_sae / mesh.feature
 
 
-def _heap_bytes(job: Job, mesh: Mesh, device: dict[str, float], *, bf16: bool) -> dict[str, float]:
-    """Return what a process without a GPU takes besides: all of its memory is one heap, which keeps what a step frees."""
-    step = sum(device[name] for name in ("batch", "pre-activations", "codes", "AuxK"))
-    # a copy by batch and one of all
-    first = 2 * _FLOAT * max(SAMPLE_ROWS, job.plan.batch_size) * job.d_in
+def _heap_bytes(
+    job: Job, machine: Machine, device: dict[str, float], host: dict[str, float]
+) -> dict[str, float]:
+    """Return what a process without a GPU takes besides: all of its memory is one heap, which keeps what a step frees.
+
+    Torch asks for aligned blocks, for which glibc (before 2.38) wants more room than such a block leaves when it is
+    freed. So none is taken for another of its size until its neighbours are free too, and what a step holds at its
+    peak comes to lie in the heap twice. That peak is at the selection, before there are gradients, or with these.
+    """
+    selecting = sum(device[name] for name in ("pre-activations", "codes", "AuxK"))
+    learning = sum(device[name] for name in ("gradients", "batch"))
+    # before the first step; of batches larger than the sample, a copy by batch and one of all
+    first = _FLOAT * job.d_in * max(TENSORS_SIZED * SAMPLE_ROWS, 2 * job.plan.batch_size)
+    later = sum(device.values()) - device["parameters"] + sum(host.values())
     return {
-        "libraries": LIBRARIES + BF16_LIBRARIES * bf16,
-        "first rows, beyond what a step takes": max(0.0, first - step),
-        # smaller blocks come to lie where the gradient of a matrix was, and the next one beside it
-        "gaps in the heap": _FLOAT * job.d_sae / mesh.feature * job.d_in,
+        "libraries": LIBRARIES + SIZES_LIBRARIES + BF16_LIBRARIES * in_bf16(job, machine),
+        "first rows, beyond what is taken later": max(0.0, first - later),
+        "gaps in the heap": 2 * max(selecting, learning) - selecting - learning,
     }

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sae.architectures.batch_topk import BatchTopK
 from sae.base import SAEConfig
 from sae.errors import ConfigError
 from sae.kernels.sharded import SAMPLE_ROWS
+from sae.work import Work
 
 from .machines import USABLE, Machine
 from .memory import device_bytes, host_bytes, in_bf16
@@ -24,8 +24,8 @@ WINDOW_BYTES = 512 << 20
 MOST_RANKS = 2**16
 """How many ranks are tried in search of the smallest mesh that fits."""
 
-_FLOAT = 4
-_COUNTS = 8 * (2 * 2**11 + 2**9)
+_FLOAT, _COUNT = 4, 8
+_COUNTS = _COUNT * (2 * 2**11 + 2**9)
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,10 @@ class Job:
 
     Attributes
     ----------
-    d_in, d_sae, k, k_aux
+    d_in, d_sae, k_aux
         As in the dictionary.
-    prefixes
-        Reconstructions of a row: 1, or the nested ones.
-    per_row
-        Whether each row has its own k codes; otherwise the batch shares them out.
+    work
+        What its kind does in a step, with the most active features of any: the first ones, where k falls.
     sharded, shared
         Parameters that are cut by features and those that all ranks hold, numbers.
     trained, trained_shared
@@ -58,10 +56,8 @@ class Job:
 
     d_in: int
     d_sae: int
-    k: int
     k_aux: int
-    prefixes: int
-    per_row: bool
+    work: Work
     sharded: int
     shared: int
     trained: int
@@ -159,11 +155,9 @@ def describe(
             for group in ({**parameters, **dict(whole.named_buffers())}, trained)
             for by_feature in (True, False)
         ]
-        k_aux, prefixes = whole.k_aux, getattr(whole, "prefixes", (whole.d_sae,))
     row_bytes = row_bytes or _FLOAT * d_in
     return Job(
-        d_in, sae.d_sae, sae.k, k_aux,
-        prefixes=len(prefixes), per_row=not isinstance(whole, BatchTopK),
+        d_in, sae.d_sae, whole.k_aux, whole.work,
         sharded=count[0], shared=count[1], trained=count[2], trained_shared=count[3],
         plan=make_plan(config, sae), precision=config.precision, row_bytes=row_bytes,
         lanes=config.loader.lanes, window_rows=config.loader.window_rows or WINDOW_BYTES // row_bytes,
@@ -237,34 +231,37 @@ def smallest(job: Job, machine: Machine) -> Mesh | None:
 
 def _sent(job: Job, mesh: Mesh, dead: int) -> dict[str, float]:
     """Return the bytes that a rank sends in a step by axis, rings as `World.traffic` counts them."""
-    rows, features = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature
+    rows, features, work = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature, job.work
     d, f, n = _ring(mesh.data), _ring(mesh.feature), mesh.ranks
     others = mesh.feature - 1
-    along_feature = f * _FLOAT * (rows * job.d_in * (job.prefixes + (dead > 0)) + job.d_in)
-    along_feature += others * _FLOAT * rows * min(job.k_aux, dead)
+    # a look's reconstruction, and on the way back the gradient of what was looked at
+    summed = work.reconstructions + 2 * work.looks + (dead > 0)
+    along_feature = f * _FLOAT * (rows * job.d_in * summed + (1 + work.looks) * job.d_in)
+    candidates = (work.per_row + work.looks) * min(work.active, features) + work.by_rank * work.active
+    along_feature += others * _FLOAT * (rows * (candidates + min(job.k_aux, dead)) + work.by_rate * features)
     along_all = 0.0
-    if job.per_row:
-        along_feature += others * _FLOAT * rows * min(job.k, features)
-    elif n > 1:
-        sample = math.ceil(1.5 * job.k * max(1, SAMPLE_ROWS // mesh.data))
+    if n > 1 and not work.per_row:
+        sample = math.ceil(1.5 * work.active * max(1, SAMPLE_ROWS // mesh.data))
         along_all = (n - 1) * _FLOAT * sample + _ring(n) * _COUNTS
-    # gradients, and which features fired
-    along_data = d * (_FLOAT * (job.trained / mesh.feature + job.trained_shared) + features)
+    # gradients with the loss, and which features fired; how often; what AuxK's residual has about its mean
+    along_data = d * (_FLOAT * (job.trained / mesh.feature + job.trained_shared + 1) + features)
+    along_data += d * _COUNT * (work.by_rate * features + (dead > 0) * (job.d_in + 3))
     return {"feature": along_feature, "data": along_data, "all": along_all}
 
 
 def _seconds(job: Job, mesh: Mesh, machine: Machine, sent: dict[str, float], dead: int) -> dict[str, float]:
     rows, features = job.plan.batch_size / mesh.data, job.d_sae // mesh.feature
     matrix, trained = _FLOAT * features * job.d_in, _FLOAT * job.trained / mesh.feature
-    codes = rows * (job.k + min(job.k_aux, dead * mesh.feature)) / mesh.feature
-    written = rows * features * (1 if machine.device == "cuda" else 3 * _FLOAT)
+    looks = 1 + job.work.looks
+    codes = rows * (looks * job.work.active + min(job.k_aux, dead * mesh.feature)) / mesh.feature
+    written = looks * rows * features * (1 if machine.device == "cuda" else 3 * _FLOAT)
     # Adam reads four tensors and writes three; gradients are written; the decoder is projected and normalised
     moved = 7 * trained + trained + 5 * matrix + matrix * 1.5 * in_bf16(job, machine)
     moved += 4 * _FLOAT * codes * job.d_in + written + 20 * _FLOAT * rows * job.d_in
     inside = {"feature": mesh.feature <= machine.ranks, "data": mesh.ranks <= machine.ranks}
     inside["all"] = inside["data"]
     return {
-        "product": 2 * rows * (features + dead) * job.d_in / machine.matmul,
+        "product": 2 * rows * (looks * features + dead) * job.d_in / machine.matmul,
         "memory": moved / machine.bandwidth,
         **{
             f"{axis} axis": bytes_ / (machine.local if inside[axis] else machine.remote)

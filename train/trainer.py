@@ -17,6 +17,7 @@ from sae.errors import UserError
 from sae.sizing import suggest_sizes
 from sae.world import World
 
+from .allocation import give_back
 from .checkpoint import Checkpoints, newest_common
 from .groups import Group, make_groups
 from .inputs import Inputs
@@ -164,6 +165,8 @@ def train_together(
     about = _start_or_resume(trainers, members, announced=progress is not silent)
     groups = make_groups(trainers, workers=members.workers)
     floors = _announce(groups, members, progress, about)
+    # the first rows, and what was made of them, take more than a step of a small dictionary
+    give_back()
     monitors = {
         t: Monitor(
             t.open_loggers(), t.plan, lead.inputs.loader, world=lead.world, floor=floor, rows=t.state.rows
@@ -228,6 +231,8 @@ def _start_or_resume(trainers: Sequence[Trainer], members: SideBySide, *, announ
         lead.inputs.loader.load_state_dict(positions[0])
         return ""
     sample = lead.inputs.sample(SAMPLE_ROWS, lead.world)
+    # the loader has begun anew, and its windows are free
+    give_back()
     members.each(lambda trainer: trainer.sae.start_at(sample), trainers)
     rows = min(SAMPLE_ROWS, lead.inputs.loader.rows_per_epoch)
     return _about(sample[:rows], lead.sae.config) if announced else ""

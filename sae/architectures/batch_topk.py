@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae.base import SAE, Batch, Losses, SAEConfig
 from sae.codes import SparseCodes
+from sae.work import Work
 from sae.world import ALONE, World
 
 EMA = 0.999
@@ -59,6 +60,11 @@ class BatchTopK(SAE):
         super().__init__(config, d_in, generator=generator, world=world)
         self.register_buffer("threshold", torch.zeros((), device=generator.device))
         self.register_buffer("threshold_weight", torch.zeros((), device=generator.device))
+
+    @property
+    def work(self) -> Work:
+        """What a step takes beyond what follows from the sizes."""
+        return super().work._replace(per_row=False)
 
     def select(self, x: Tensor, W: Tensor, b: Tensor) -> SparseCodes:
         """Keep the entries strictly above the threshold."""

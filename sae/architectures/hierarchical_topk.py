@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae.base import Batch, Losses, SAEConfig
 from sae.nested import cut_by_rank
+from sae.work import Work
 from sae.world import ALONE, World
 
 from .topk import TopK
@@ -57,6 +58,11 @@ class HierarchicalTopK(TopK):
         if self.config.budgets != "auto":
             return self.config.budgets
         return (*(1 << i for i in range((self.config.k - 1).bit_length())), self.config.k)
+
+    @property
+    def work(self) -> Work:
+        """What a step takes beyond what follows from the sizes."""
+        return super().work._replace(reconstructions=len(self.budgets), by_rank=True)
 
     def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:
         """Return the mean squared error over budgets + aux_alpha · AuxK."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from sae import operators
 from sae.base import Batch, SAEConfig
 from sae.codes import SparseCodes
+from sae.work import Work
 from sae.world import ALONE, World
 
 from .matryoshka import Matryoshka, check_prefixes
@@ -68,6 +69,12 @@ class Lista(Matryoshka):
     """
 
     config: ListaConfig
+
+    @property
+    def work(self) -> Work:
+        """What a step takes beyond what follows from the sizes."""
+        # k falls from k_start times k, so the first steps take most
+        return super().work._replace(active=max(self.active(0.0), self.active(1.0)), looks=self.config.steps)
 
     def active(self, progress: float) -> int:
         """Return the features per row that training keeps after a share of its steps."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from sae.base import Batch, Losses, SAEConfig
 from sae.codes import SparseCodes
 from sae.nested import cut_by_feature, cut_by_group
+from sae.work import Work
 from sae.world import ALONE, World
 
 from .batch_topk import BatchTopK
@@ -92,6 +93,11 @@ class Matryoshka(BatchTopK):
         if by_rate:
             self.register_buffer("rates", torch.zeros_like(self.b_enc.data))
         self.prefixes = published_prefixes(config.d_sae) if prefixes == "auto" else prefixes
+
+    @property
+    def work(self) -> Work:
+        """What a step takes beyond what follows from the sizes."""
+        return super().work._replace(reconstructions=len(self.prefixes), by_rate=self.by_rate)
 
     def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:
         """Return the mean squared error over prefixes + aux_alpha · AuxK, codes chosen over the global batch."""

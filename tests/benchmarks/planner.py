@@ -1,10 +1,12 @@
 """Memory and speed that the planner foretells against those of a training in a process of its own, on this machine.
 
-    python -m tests.benchmarks.planner [--kinds KIND,...] [--precisions NAME,...] [--steps N] [SIZE ...]
+    python -m tests.benchmarks.planner [--kinds KIND,...] [--sae JSON] [--precisions NAME,...] [--steps N] [SIZE ...]
 
-SIZE is d_in/d_sae/k/batch. Memory is the peak of the resident set beyond what the process had after its imports, as the
-kernel counts it; the split is small enough to be held in memory, and the run ends with a saved dictionary, so the peak
-covers steps, checkpoints and the end. Rows per second are those of the median record of metrics.jsonl.
+SIZE is d_in/d_sae/k/batch, JSON more settings of section sae. Training is told to report, as the command tells it, so that
+the sizes which the rows support are estimated first. Memory is the peak of the resident set beyond what the process had
+after its imports, as the kernel counts it; the split is small enough to be held in memory, and the run ends with a saved
+dictionary, so the peak covers steps, checkpoints and the end. Rows per second are those of the median record of
+metrics.jsonl.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +60,8 @@ def status(field):
 before = status("VmRSS")
 config = parse_config(SAEConfig, given["sae"], where="benchmark")
 train = parse_config(TrainConfig, given["train"], where="benchmark")
-train_sae(folder / "a.zarr", config, train, folder / "out", hook="h", work=folder / "work", seed=0, world=World())
+train_sae(folder / "a.zarr", config, train, folder / "out", hook="h", work=folder / "work", seed=0, world=World(),
+          progress=lambda *_: None)
 print(status("VmHWM") - before)
 """
 
@@ -76,12 +80,18 @@ def write_store(path: Path, d_in: int) -> None:
 
 
 def measure(
-    kind: str, size: str, steps: int, folder: Path, precision: str = "auto"
+    kind: str,
+    size: str,
+    steps: int,
+    folder: Path,
+    *,
+    precision: str = "auto",
+    more: Mapping[str, Any] | None = None,
 ) -> tuple[Job, int, float]:
     """Train in a process of its own; return what was planned for, the peak in bytes, and rows per second."""
     d_in, d_sae, k, batch = (int(part) for part in size.split("/"))
     write_store(folder / "a.zarr", d_in)
-    sae: dict[str, Any] = {"kind": kind, "d_sae": d_sae, "k": k}
+    sae: dict[str, Any] = {"kind": kind, "d_sae": d_sae, "k": k, **(more or {})}
     train = {
         "rows": steps * batch,
         "batch_size": batch,
@@ -110,6 +120,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("sizes", nargs="*", default=["512/8192/32/2048", "256/16384/32/1024"])
     parser.add_argument("--kinds", default="topk,batch_topk")
+    parser.add_argument("--sae", type=json.loads, default={})
     parser.add_argument("--precisions", default="auto")
     parser.add_argument("--steps", type=int, default=8)
     args = parser.parse_args()
@@ -118,7 +129,9 @@ def main() -> None:
     for size in args.sizes:
         for kind, precision in itertools.product(args.kinds.split(","), args.precisions.split(",")):
             with tempfile.TemporaryDirectory() as name:
-                job, peak, speed = measure(kind, size, args.steps, Path(name), precision)
+                job, peak, speed = measure(
+                    kind, size, args.steps, Path(name), precision=precision, more=args.sae
+                )
             like = calibrate(machine, job, device, ranks=1)
             found = estimate(job, Mesh(1, 1), like, dead_share=0.0)
             planned, pace = found.peak_host, job.plan.batch_size / found.step_seconds

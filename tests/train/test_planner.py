@@ -20,9 +20,10 @@ from train.plan import TrainConfig
 from train.planner import Job, Mesh, choose, describe, estimate, layouts, smallest
 
 
-def job(*, d_in: int = 4096, kind: str = "topk", **train: object) -> Job:
-    sae = parse_config(SAEConfig, {"kind": kind, "d_sae": 2**20, "k": 64}, where="test")
-    given = {"rows": 10**9, "batch_size": 8192, **train}
+def job(*, d_in: int = 4096, kind: str = "topk", **settings: object) -> Job:
+    own = {name: settings.pop(name) for name in ("k_start", "by_rate") if name in settings}
+    sae = parse_config(SAEConfig, {"kind": kind, "d_sae": 2**20, "k": 64, **own}, where="test")
+    given = {"rows": 10**9, "batch_size": 8192, **settings}
     return describe(sae, parse_config(TrainConfig, given, where="test"), d_in=d_in)
 
 
@@ -92,10 +93,10 @@ def test_rates_are_those_that_a_step_like_the_planned_one_reaches(d_in, ranks, m
     machine = probe(device, ranks=ranks)
     found = calibrate(machine, wide, device, ranks=ranks)
     (like,) = timed
-    assert (like.d_in, like.k, like.per_row) == (d_in, wide.k, True)
+    assert (like.d_in, like.work) == (d_in, wide.work)
     assert like.plan.batch_size <= wide.plan.batch_size // ranks
     assert like.plan.batch_size * like.d_sae * d_in <= 2**30
-    assert like.d_sae >= 32 * like.k
+    assert like.d_sae >= 32 * like.work.active
     # this process measures with threads that so many ranks would share
     expected = 3.0 / share_of_threads(device, ranks)
     assert estimate(like, Mesh(1, 1), found, dead_share=0.0).step_seconds == pytest.approx(expected)
@@ -126,11 +127,45 @@ def test_the_copies_of_a_product_in_bf16_are_planned_for_where_it_is_asked_for()
     assert copies == 2 * (2**15 + 8192 / 2) * 4096
 
 
-# of the small one most is libraries, of the other parameters
-@pytest.mark.parametrize("size", ["64/512/8/256", "256/8192/16/512"])
-def test_memory_is_within_15_percent_of_a_real_training(size, tmp_path):
+def test_a_falling_k_is_planned_for_where_it_is_largest():
+    first, last = (estimate(job(kind="lista", k_start=k), Mesh(2, 4), GPUS["h200"]) for k in (2.5, 1))
+    assert first.device["codes"] == 2.5 * last.device["codes"]
+    assert first.sent["feature"] - last.sent["feature"] == 3 * 4 * 4096 * 1.5 * 64, "candidates of the look"
+    assert first.sent["all"] - last.sent["all"] == 7 * 4 * 1.5 * 16 * 96, "the sample"
+    assert job(kind="lista", k_start=2.5).work.active == 160
+    assert job(kind="lista").work.active == 64
+
+
+def test_a_look_holds_codes_rows_and_two_more_gradients():
+    looked, usual = (
+        estimate(job(kind=kind, by_rate=True), Mesh(1, 32), GPUS["h200"]) for kind in ("lista", "matryoshka")
+    )
+    assert looked.device["gradients"] - usual.device["gradients"] == 2 * 4 * 2**15 * 4096
+    assert looked.device["batch"] - usual.device["batch"] == 4 * 8192 * 4096
+    assert looked.device["codes"] - usual.device["codes"] == pytest.approx(12 * 8192 * 64 / 32)
+
+
+def test_rates_are_exchanged_by_all_ranks():
+    rated, usual = (
+        estimate(job(kind="matryoshka", by_rate=by), Mesh(2, 4), GPUS["h200"]) for by in (True, False)
+    )
+    assert rated.sent["feature"] - usual.sent["feature"] == 3 * 4 * 2**18
+    assert rated.sent["data"] - usual.sent["data"] == 8 * 2**18
+
+
+# of the small one most is libraries, of the others blocks of a batch, which lie in the heap twice, and parameters
+@pytest.mark.parametrize(
+    ("kind", "size", "more"),
+    [
+        ("topk", "64/512/8/256", {}),
+        ("batch_topk", "192/2048/8/2048", {}),
+        ("lista", "128/1024/8/1024", {"k_start": 2}),
+        ("topk", "256/8192/16/512", {}),
+    ],
+)
+def test_memory_is_within_15_percent_of_a_real_training(kind, size, more, tmp_path):
     from tests.benchmarks.planner import measure
 
-    found, peak, _ = measure("topk", size, 4, tmp_path)
+    found, peak, _ = measure(kind, size, 8, tmp_path, more=more)
     planned = estimate(found, Mesh(1, 1), probe(torch.device("cpu"), ranks=1), dead_share=0.0).peak_host
     assert math.isclose(planned, peak, rel_tol=0.15), json.dumps([planned / peak])
