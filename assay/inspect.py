@@ -80,7 +80,8 @@ def show_run(folder: Path, console: Console) -> None:
         console.print("", as_table(*read_sweep(sweep)), f"drawn in {sweep.with_suffix('.svg')}")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, stage in run["stages"].items():
-        if stage.get("output"):
+        # a stage before it may have run again since, and replaced the folder that its output was in
+        if stage.get("output") and (folder / stage["output"]).exists():
             table.add_row(name, f"[dim]{stage.get('seconds', 0):,.1f} s[/]", str(folder / stage["output"]))
     console.print("\n[bold]Where everything lies[/]")
     console.print(table)

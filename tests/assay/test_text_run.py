@@ -47,6 +47,11 @@ def test_a_run_says_what_it_found_and_what_it_did_not_measure(words, command):
     assert code == 2 and "no labels" in error and "Traceback" not in error
     assert command("export", words / "run", "--format", "saelens", cwd=words)[0] == 0
 
+    code, said, _ = command("train", words / "config.yaml", "train.rows=1000", cwd=words)
+    assert code == 0 and "\ntrain " in said and "\nevaluate " not in said, (
+        "it is gone with the dictionary it measured"
+    )
+
     code, said, _ = command("inspect", words / "run" / "activations.zarr", cwd=words)
     data = next(line for line in said.splitlines() if line.startswith("  data: "))
     assert code == 0 and data.endswith("and 11 more, in zarr.json")
