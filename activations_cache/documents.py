@@ -75,14 +75,19 @@ def _open_dataset(path: Path, column: str) -> Documents:
         datasets: Any = importlib.import_module("datasets")
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"{path} is a folder, and reading it needs the package `datasets`",
-            do="pip install 'assay[datasets]', or give text files",
+            f"source.path: {path} is a folder, and reading a data set needs the package `datasets`",
+            do=f"pip install 'assay[datasets]', or for text files in it give a glob, such as {path}/*.txt",
         ) from error
     try:
         rows = datasets.load_from_disk(str(path))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise ConfigError(f"{path} is no data set", got=reason, expected="what save_to_disk wrote") from error
+        raise ConfigError(
+            f"source.path: {path} is a folder, but no data set",
+            got=reason,
+            expected="text files, or a folder that save_to_disk of `datasets` wrote",
+            do=f"for the text files in it give a glob, such as {path}/*.txt",
+        ) from error
     if isinstance(rows, dict):
         raise ConfigError(
             f"{path} holds several data sets",

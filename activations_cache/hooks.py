@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from sae.errors import ConfigError
+
+NEAREST = 3
+"""Names that are shown for each that is not found."""
 
 Visit = Callable[[Tensor], Tensor | None]
 _PATTERN = re.compile(r"^(?P<module>[^:\[\]@]*)(?P<input>:in)?(?:\[(?P<item>\d+)\])?(?:@(?P<call>\d+))?$")
@@ -68,9 +72,18 @@ def resolve_hooks(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     if lost:
         raise ConfigError(
             f"the model has no module for the hook(s) {', '.join(lost)}",
-            expected=f"one of its modules, such as {', '.join(names[:12])}",
+            expected=f"one of its modules, such as {', '.join(_nearest(lost, names))}",
+            do="NAME.* is every part of NAME",
         )
     return list(dict.fromkeys(found))
+
+
+def _nearest(lost: Sequence[str], names: Sequence[str]) -> list[str]:
+    """Return the modules whose names are most like those that are lost, or the outermost where none is."""
+    found: list[str] = []
+    for pattern in lost:
+        found += difflib.get_close_matches(HookPoint.parse(pattern).module, names, n=NEAREST)
+    return list(dict.fromkeys(found)) or sorted(names, key=lambda name: name.count("."))[: 4 * NEAREST]
 
 
 def _fits(name: str, pattern: str) -> bool:
@@ -140,8 +153,12 @@ class _Visitor:
         if isinstance(output, Tensor) and self.point.item is None:
             return self.visit(output)
         if not isinstance(output, tuple):
+            asks = "reads a module that returns no tensor" if self.point.item is None else "asks for an item"
             raise ConfigError(
-                f"hook {self.name!r} asks for an item", got=type(output).__name__, expected="a tuple"
+                f"hook {self.name!r} {asks}",
+                got=type(output).__name__,
+                expected="a tensor, or a tuple" if self.point.item is None else "a tuple",
+                do="read a module inside it, such as its last layer",
             )
         if self.point.item is None:
             raise ConfigError(

@@ -6,7 +6,7 @@ import hashlib
 import importlib
 import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -108,26 +108,86 @@ class PretrainedConfig(ModelConfig):
         import transformers
 
         if not (self.path / "config.json").is_file():
+            what = (
+                f"no config.json in {self.path}" if self.path.is_dir() else f"there is no folder {self.path}"
+            )
             raise ConfigError(
-                f"model.path: no config.json in {self.path}", expected="a folder that save_pretrained wrote"
+                f"model.path: {what}",
+                expected="a folder that save_pretrained wrote, with config.json and model.safetensors",
+                do="check the path; a model of a hub has to be downloaded first, as nothing is downloaded here",
             )
         architecture: Any = getattr(transformers, self.architecture, None)
         if not hasattr(architecture, "from_pretrained"):
             raise ConfigError(
                 f"model.architecture={self.architecture} is no class of transformers that loads models"
             )
-        try:
-            model: nn.Module = architecture.from_pretrained(
-                self.path, local_files_only=True, use_safetensors=True, dtype=torch.float32
+        if not any(self.path.glob("*.safetensors")):
+            found = ", ".join(sorted(file.name for file in self.path.glob("*.bin"))[:3])
+            raise ConfigError(
+                f"model.path: no safetensors in {self.path}",
+                got=found or "no weights",
+                expected="model.safetensors",
+                do="save the model anew with save_pretrained; .bin files are pickles and are not read",
             )
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise ConfigError(f"{self.architecture} cannot load {self.path}", got=reason) from error
+        try:
+            model, loaded = architecture.from_pretrained(
+                self.path,
+                local_files_only=True,
+                use_safetensors=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+            )
+        except (
+            Exception
+        ) as error:  # a class of its own for a damaged file, whatever a wrong config.json leads to
+            raise ConfigError(
+                f"{self.architecture} cannot load {self.path}",
+                got=first_line(error),
+                do="check that config.json and the weights are whole and belong together",
+            ) from error
+        self._check_whole(loaded)
+        assert isinstance(model, nn.Module)
         return model
+
+    def _check_whole(self, loaded: Mapping[str, Any]) -> None:
+        """Raise ConfigError where the model has weights that the folder does not give it: they would be random.
+
+        A pooler may lack them, as it does where a language model was saved, since no layer reads it.
+        """
+        other = [
+            f"{name} {tuple(there)}, {tuple(here)} by config.json"
+            for name, there, here in loaded["mismatched_keys"]
+        ]
+        if other:
+            raise ConfigError(
+                f"the weights in {self.path} are not of the shapes that its config.json says",
+                got=shortened(sorted(other)),
+                do="use the config.json that was saved with them",
+            )
+        lost = sorted(name for name in loaded["missing_keys"] if "pooler" not in name.split("."))
+        if lost:
+            raise ConfigError(
+                f"{self.path} lacks weights that model.architecture={self.architecture} needs, so they would be random",
+                got=f"no {shortened(lost)}",
+                expected="the class that it was saved with, or AutoModel for the layers without a head",
+                do="set model.architecture, or use a folder that was saved with this one",
+            )
 
     def files(self) -> Sequence[Path]:
         """Return the folder."""
         return (self.path,)
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of an error's message, or its class where it has none."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def shortened(names: Sequence[str], most: int = 3) -> str:
+    """Return the first of the names, and how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
 
 
 def import_object(text: str, key: str) -> Any:

@@ -78,8 +78,17 @@ def changes(before: Inputs, now: Inputs) -> list[str]:
     for key in sorted(old.keys() | new.keys()):
         a, b = old.get(key, "nothing"), new.get(key, "nothing")
         if a != b:
-            out.append(f"{key} changed" if key.startswith(("file ", "after ")) else f"{key} {a} -> {b}")
+            out.append(_changed(key, a, b) if key.startswith(("file ", "after ")) else f"{key} {a} -> {b}")
     return out
+
+
+def _changed(key: str, before: Any, now: Any) -> str:
+    """Return what happened to something that is known by its hash."""
+    return (
+        f"{key} is {'new' if before == 'nothing' else 'gone'}"
+        if "nothing" in (before, now)
+        else f"{key} changed"
+    )
 
 
 def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -80,13 +80,22 @@ def show_run(folder: Path, console: Console) -> None:
         console.print("", as_table(*read_sweep(sweep)), f"drawn in {sweep.with_suffix('.svg')}")
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, stage in run["stages"].items():
-        if stage.get("output"):
+        # a stage before it may have run again since, and replaced the folder that its output was in
+        if stage.get("output") and (folder / stage["output"]).exists():
             table.add_row(name, f"[dim]{stage.get('seconds', 0):,.1f} s[/]", str(folder / stage["output"]))
     console.print("\n[bold]Where everything lies[/]")
     console.print(table)
     page = folder / "report" / "index.html"
     after = f"open {page}" if page.is_file() else f"assay inspect {folder}"
-    console.rich.print(f"\nDone: {folder}. Next: {after}; assay export {folder}", soft_wrap=True)
+    console.rich.print(f"\nDone: {folder}. Next: {after}{_export_of(folder, run)}", soft_wrap=True)
+
+
+def _export_of(folder: Path, run: dict[str, Any]) -> str:
+    """Return the command that exports what a run has, after a semicolon; nothing where it has no dictionary."""
+    if (folder / "labels" / "summary.json").is_file():
+        return f"; assay export {folder}"
+    trained = any(run["stages"].get(name, {}).get("output") for name in ("train", "import"))
+    return f"; assay export {folder} --format saelens" if trained else ""
 
 
 def show_labels(labels: Path, console: Console) -> None:
@@ -234,7 +243,10 @@ def _inspect_store(path: Place, console: Console, verify: bool) -> None:
 def _origin_lines(description: Description) -> Iterator[str]:
     """Yield what a store says of itself: where it comes from, what may be done with it, who was erased."""
     for name, value in description.provenance.items():
-        yield f"  {name}: {value if isinstance(value, str) else json.dumps(value)}"
+        left = len(value) - N_SHOWN if isinstance(value, dict) else 0
+        shown = dict(list(value.items())[:N_SHOWN]) if left > 0 else value
+        more = f" and {left:,} more, in zarr.json" if left > 0 else ""
+        yield f"  {name}: {shown if isinstance(shown, str) else json.dumps(shown)}{more}"
     yield f"  data licence: {description.data_licence or 'none noted'}"
     yield f"  to be deleted after: {description.retain_until or 'no date noted'}"
     for entry in description.erasures:

@@ -16,7 +16,7 @@ from .steps.dictionary import make_dictionary, make_evaluation, make_imported, m
 from .steps.labels import make_labels, make_report
 from .steps.model import make_model, make_panel, make_reference, make_twin_model
 from .steps.sizes import make_sizes, settle_sizes
-from .steps.store import make_store, make_twin_store
+from .steps.store import make_store, make_twin_store, prove_source
 from .steps.sweep import SWEEP, make_sweep, make_sweep_evaluation, member_folders
 
 
@@ -112,6 +112,7 @@ STAGES = (
         _at("activations.zarr"),
         make_store,
         _source_files,
+        proves=prove_source,
         in_place=True,
         together=True,
     ),

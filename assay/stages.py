@@ -78,6 +78,9 @@ class Stage:
         Files of the user's that it reads.
     check
         Raises what is wrong with them, as far as that can be told before any stage has run.
+    proves
+        Raises what is wrong with what it reads, stages before it included, without writing anything. Called before
+        an output that seals itself makes room for that of other inputs, so that a slip of the pen does not cost it.
     beside
         What it writes besides, which has to be there as well for the output to be fresh.
     in_place
@@ -98,6 +101,7 @@ class Stage:
     run: Callable[[Context, Path], None]
     files: Callable[[RunConfig], Sequence[Path]] = field(default=lambda _: ())
     check: Callable[[RunConfig], None] = field(default=lambda _: None)
+    proves: Callable[[Context], None] = field(default=lambda _: None)
     beside: Callable[[Context], Sequence[Path]] = field(default=lambda _: ())
     in_place: bool = False
     together: bool = False
@@ -195,6 +199,8 @@ class Runner:
         began = time.monotonic()
         spent = record.get("seconds_so_far", 0.0) if record.get("begun") == mark else 0.0
         if record.get("begun") != mark:
+            if stage.in_place and stage.output(self.context).exists():
+                stage.proves(self.context)
             self._discard(stage, record)
         self.record.update(stage.name, begun=mark, inputs=inputs)
         try:

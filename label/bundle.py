@@ -63,7 +63,8 @@ def write_bundle(run_folder: Path, out: Path) -> Path:
     labels, sae = run_folder / "labels", dictionary_folder(run_folder, run)
     if not (labels / "summary.json").is_file():
         raise ConfigError(
-            f"{run_folder} has no labels", do="run `assay run` first; an export needs a section label"
+            f"{run_folder} has no labels",
+            do="`assay run` with the sections concepts and label first, or --format saelens (or another) for weights alone",
         )
     header = read_header(sae)
     if not header["folded"]:

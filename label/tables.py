@@ -10,6 +10,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sae.errors import ConfigError
+
 FORMAT_VERSION = 1
 
 _F, _I, _S, _B = pa.float64(), pa.int64(), pa.string(), pa.bool_()
@@ -215,8 +217,21 @@ def read_table(folder: Path, name: str) -> pa.Table:
 
 
 def read_summary(folder: Path) -> dict[str, Any]:
-    """Read summary.json."""
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    """Read summary.json.
+
+    Raises
+    ------
+    ConfigError
+        There is none.
+    """
+    try:
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    except FileNotFoundError as error:
+        raise ConfigError(
+            f"there are no labels in {folder}",
+            got="no summary.json",
+            do="`assay run` with the sections concepts and label writes them",
+        ) from error
     if summary.get("format_version") != FORMAT_VERSION:
         raise ValueError(f"{folder / 'summary.json'} has another format version than {FORMAT_VERSION}")
     return summary

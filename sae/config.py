@@ -138,6 +138,8 @@ def _describe(problem: Any, cls: type[Config]) -> str:
     if problem["type"] == "missing":
         return f"  {path}: missing"
     got = problem.get("input")
+    if problem["type"] in ("tuple_type", "list_type") and isinstance(got, str):
+        return f"  {path}: should be a list, such as [{got}] (got {got!r})"
     shown = f" (got {got!r})" if isinstance(got, str | int | float | bool | None) else ""
     return f"  {path}: {problem['msg']}{shown}"
 

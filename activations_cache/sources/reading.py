@@ -66,7 +66,7 @@ class ModelSource:
         self._device = tensors[0].device if tensors else torch.device("cpu")
         first = next(feed.plan(World()), None)
         if first is None:
-            raise ConfigError("the source holds nothing to read")
+            raise ConfigError("the source holds nothing to read", do="check that what it names is not empty")
         self.hooks = {name: x.shape[1] for name, x in self._read(feed.load(first)).items()}
 
     def batches(self, world: World, cursor: int = 0) -> Iterator[ActivationBatch]:

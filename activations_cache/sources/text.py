@@ -17,7 +17,7 @@ from torch import nn
 from activations_cache.batching import cut_by_length
 from activations_cache.documents import Documents, open_documents
 from activations_cache.inputs import ModelInputs
-from activations_cache.models import PretrainedConfig, module_hash
+from activations_cache.models import PretrainedConfig, first_line, module_hash
 from activations_cache.splits import SplitConfig
 from activations_cache.tables import find_files
 from sae.errors import ConfigError
@@ -25,6 +25,9 @@ from sae.world import World
 
 from .base import ActivationSource, HarvestInputs, SourceConfig
 from .reading import BATCH_ROWS, EntitySplits, ModelSource
+
+FEWEST_WORDS = 2
+"""Fewer tokens than that besides special ones tell nothing apart."""
 
 
 class TextSourceConfig(SourceConfig):
@@ -229,15 +232,21 @@ def load_tokenizer(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
+    do = "save one there (tokenizer.json), or set source.tokenizer to the folder that has it"
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ConfigError(
-            f"no tokenizer in {folder}", got=reason, do="save one there, or set source.tokenizer"
-        ) from error
+    except Exception as error:  # the library behind it raises Exception itself
+        raise ConfigError(f"no tokenizer in {folder}", got=first_line(error), do=do) from error
     if not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer in {folder} is no fast one", do="convert it to tokenizer.json")
+    words = (
+        tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys()
+    )
+    if len(words) < FEWEST_WORDS:
+        # a folder without tokenizer files gets an empty one of the model's kind, to which every word is unknown
+        raise ConfigError(
+            f"the tokenizer in {folder} knows no words", got=f"{len(words)} besides special tokens", do=do
+        )
     return tokenizer
 
 

@@ -47,7 +47,12 @@ def make_imported(context: Context, out: Path) -> None:
 
 def make_evaluation(context: Context, out: Path) -> None:
     """Measure the dictionary that labels speak of."""
-    out.write_text(json.dumps(measure(context, context.dictionary), indent=1))
+    context.console.note(_fidelity_note(context.config))
+    record = measure(context, context.dictionary)
+    for split in ("discover", "confirm", "out_of_time"):
+        if split in record:
+            context.console.note(_reconstruction_note(record, split))
+    out.write_text(json.dumps(record, indent=1))
 
 
 def measure(context: Context, name: str) -> dict[str, Any]:
@@ -76,6 +81,29 @@ def measure(context: Context, name: str) -> dict[str, Any]:
     if _predicts_words(context.config):
         record["language"] = _evaluate_language(context, store, sae)
     return record
+
+
+def _reconstruction_note(record: dict[str, Any], split: str) -> str:
+    """Say how well the rows of a split are reconstructed, and what needs no training does at the same L0."""
+    found = record[split]
+    beside = [
+        f"{name} {part[split]['fvu']:.3f}"
+        for name, part in record.get("baselines", {}).items()
+        if split in part
+    ]
+    text = f"{split}: FVU {found['fvu']:.3f}, L0 {found['l0']:.1f}, dead {found['dead']:.1%}"
+    return f"{text}; FVU at that L0 of {', '.join(beside)}" if beside else text
+
+
+def _fidelity_note(config: RunConfig) -> str:
+    """Say whether it is measured what the model loses, and why not where it is not."""
+    if config.fits_model or _predicts_words(config):
+        return "reconstruction on held-out rows, and what the model's predictions lose by it"
+    if isinstance(config.source, TextSourceConfig) and isinstance(config.model, PretrainedConfig):
+        why = f"model.architecture={config.model.architecture} predicts no next word, as AutoModelForCausalLM does"
+    else:
+        why = "that needs a model that the run fits, or one that predicts words (AutoModelForCausalLM)"
+    return f"reconstruction on held-out rows; not what the model's predictions lose by it: {why}"
 
 
 def _predicts_words(config: RunConfig) -> bool:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from activations_cache.store import ActivationStore
 from assay.config import RunConfig
 from assay.stages import Context
 from sae.errors import UserError
+from sae.sizing import SPARSE
 from train.sizes import measure_sizes
 
 FORMAT_VERSION = 1
@@ -24,6 +26,12 @@ def make_sizes(context: Context, out: Path) -> None:
         f"effective rank of the rows {found.effective_rank:.1f}; by their {how} they support "
         f"d_sae {found.d_sae:,} and k {found.k}"
     )
+    width = ActivationStore.open(store).hooks[context.hook]
+    if not found.from_moments and found.k > SPARSE * width:
+        context.console.note(
+            f"k is {found.k / width:.0%} of the {width} dimensions, so that is no sparse code: few features do not "
+            f"reconstruct these rows as well; give sae.k and sae.d_sae to trade reconstruction for sparsity"
+        )
     if config.sweep is not None and config.sized(found.d_sae, found.k).sweep is None:
         context.console.note("the sweep asks for no other dictionary than this one")
     out.write_text(json.dumps({"format_version": FORMAT_VERSION, **found._asdict()}, indent=1))

@@ -18,6 +18,7 @@ from activations_cache.splits import SplitConfig
 from assay.stages import Context
 from sae.errors import StoreError
 from sae.world import World
+from train.run import choose_hook
 
 
 def make_store(context: Context, out: Path) -> None:
@@ -25,13 +26,24 @@ def make_store(context: Context, out: Path) -> None:
     _harvest(context, out, context.folder / "model", stage="harvest")
 
 
+def prove_source(context: Context) -> None:
+    """Raise what is wrong with the model, the hooks or what it reads, before a store of other settings is removed."""
+    _source(context, context.folder / "model", {})
+
+
 def make_twin_store(context: Context, out: Path) -> None:
     """Harvest the twin's activations."""
     _harvest(context, out, context.folder / "twin" / "model", stage="harvest twin")
 
 
-def _source(context: Context, model_folder: Path, stage: str) -> ActivationSource:
-    """Build the configured source; `model_folder` holds the fitted model or its twin, where there is one."""
+def _source(context: Context, model_folder: Path, origin: dict[str, Any]) -> ActivationSource:
+    """Build the configured source; `model_folder` holds the fitted model or its twin, where there is one.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, or the dictionary is to read a hook that is not harvested.
+    """
     config = context.config
     assert config.harvest is not None
     provenance: dict[str, Any] = {}
@@ -52,7 +64,10 @@ def _source(context: Context, model_folder: Path, stage: str) -> ActivationSourc
         provenance=provenance,
     )
     source = config.source.build(inputs=inputs)
-    source.provenance = {**source.provenance, **_origin(context, stage)}
+    source.provenance = {**source.provenance, **origin}
+    section = config.dictionary or config.train
+    if section is not None and section.hook is not None:
+        choose_hook(section, source.hooks)
     return source
 
 
@@ -70,7 +85,7 @@ def _origin(context: Context, stage: str) -> dict[str, Any]:
 def _harvest(context: Context, out: Path, model_folder: Path, *, stage: str) -> None:
     config, world = context.config, context.world
     assert config.harvest is not None
-    source = _source(context, model_folder, stage)
+    source = _source(context, model_folder, _origin(context, stage))
     if config.harvest.store:
         _point(out, place_of(config.harvest.store) / out.relative_to(context.folder).as_posix())
     cost = estimate(source, config.harvest.layout, out)

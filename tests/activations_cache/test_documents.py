@@ -31,5 +31,5 @@ def test_wrong_folders_are_refused(folder):
         open_documents([folder / "one"], "file", "words")
     with pytest.raises(ConfigError, match=r"several data sets.*\n.*train.*\n.*two/train"):
         open_documents([folder / "two"], "file", "text")
-    with pytest.raises(ConfigError, match="no data set"):
+    with pytest.raises(ConfigError, match=rf"(?s)source.path.*no data set.*glob, such as {folder}/\*.txt"):
         open_documents([folder], "file", "text")

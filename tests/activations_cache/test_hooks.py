@@ -1,5 +1,7 @@
 """One mechanism reads and changes what flows through a model."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -79,8 +81,29 @@ def test_globs_name_modules_in_the_models_order(net):
 
 @pytest.mark.parametrize("pattern", ["nope", "layers.9", "layers.*.weight"])
 def test_a_hook_that_names_nothing_is_an_error_that_names_modules(net, pattern):
-    with pytest.raises(ConfigError, match=r"layers\.0"):
+    with pytest.raises(ConfigError, match=r"such as .*layers\.\d"):
         resolve_hooks(net, [pattern])
+
+
+def test_a_hook_that_names_nothing_is_told_what_is_most_like_it(net):
+    with pytest.raises(ConfigError) as caught:
+        resolve_hooks(net, ["layer.3", "twise:in", "pair"])
+    assert "hook(s) layer.3, twise:in\n" in str(caught.value)
+    assert "such as layers.3, layers.2, layers.1, twice\n" in str(caught.value)
+
+
+def test_a_module_that_returns_no_tensor_is_no_hook():
+    class Named(nn.Module):
+        def forward(self, x):
+            return {"x": x}
+
+    net = nn.Sequential(Named())
+    for hook, says in (("0", "reads a module that returns no tensor"), ("0[0]", "asks for an item")):
+        with (
+            pytest.raises(ConfigError, match=f"{re.escape(hook)}' {says}\n  got: dict"),
+            capture(net, [hook]),
+        ):
+            net(X)
 
 
 def test_a_tuple_without_an_item_is_an_error_that_says_how(net):

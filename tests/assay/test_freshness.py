@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from activations_cache.sources.tensors import TensorsSourceConfig
+from assay.freshness import changes
 
 CONFIG = """
 name: parts
@@ -15,6 +16,31 @@ harvest: {{}}
 sae: {{kind: topk, d_sae: 8, k: 2}}
 train: {{rows: 4096, batch_size: 64}}
 """
+
+
+def test_a_slip_of_the_pen_does_not_cost_the_store_that_is_there(command, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((200, 4), dtype=np.float32))
+    config = CONFIG.format(folder=tmp_path).replace("/*/part-0.npy", "/x.npy")
+    (tmp_path / "config.yaml").write_text(config)
+    harvest = ("harvest", tmp_path / "config.yaml")
+    assert command(*harvest, cwd=tmp_path)[0] == 0
+    store = tmp_path / "run" / "activations.zarr"
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    for wrong, says in (
+        (["source.path=no.npy"], "no.npy"),
+        (["seed=1", "train.hook=nope"], "train.hook=nope"),
+    ):
+        code, _, error = command(*harvest, *wrong, cwd=tmp_path)
+        assert code == 2 and says in error
+        assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+    code, said, _ = command(*harvest, cwd=tmp_path)
+    assert code == 0 and "harvest is fresh" in said
+    assert "assay export" not in said, "there is nothing to export yet"
+
+
+def test_files_that_come_and_go_are_called_that():
+    before, now = {"file a": "1", "file b": "2", "seed": 0}, {"file b": "3", "file c": "4", "seed": 1}
+    assert changes(before, now) == ["file a is gone", "file b changed", "file c is new", "seed 0 -> 1"]
 
 
 def test_every_file_counts_though_they_have_one_name_and_so_does_how_they_are_read(

@@ -1,13 +1,13 @@
 """What `sae.d_sae: auto` and `sae.k: auto` take, next to what is known or what a sweep finds.
 
-    python -m tests.benchmarks.sizes planted [--train] | clouds | stores STORE ...
+    python -m tests.benchmarks.sizes planted [--train] | clouds | stores STORE ... [--hooks HOOK ...] [--ks K ...]
 
 Settled before the sweeps were run, with older figures of UCI and the quickstart known: where the truth is planted, k is the
 mean number of active directions and d_sae the number of directions. On other rows k is the smallest of 2, 4, 8, 16, 32 at
 which twice as much lowers FVU by less than 0.01 (at 512 features), and d_sae the smallest of 64, 128, 256, 512 at which
 twice as much lowers FVU by less than a tenth of itself, or leaves more than a fifth of the features silent (at that k).
 FVU and features that fire are on 20,000 rows of `confirm`; each dictionary is a BatchTopK trained on 300,000 rows, all else
-automatic.
+automatic. Wider activations need other numbers (`--ks`, `--widths`; widths of at most k are left out) and time (`--rows`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -40,7 +42,7 @@ HELD_OUT = [
 ]
 SEEDS = (0, 1, 2)
 ROWS = 300_000
-KS, WIDTHS, WIDE = (2, 4, 8, 16, 32), (64, 128, 256, 512), 512
+WIDE = 512
 WORTH_K, WORTH_WIDTH, MOST_SILENT = 0.01, 0.1, 0.2
 
 
@@ -96,11 +98,9 @@ def clouds() -> None:
 
 
 class Rows:
-    """Scaled rows of a store: some to learn from, some to measure on."""
+    """Scaled rows of a store's hook: some to learn from, some to measure on."""
 
-    def __init__(self, path: Path) -> None:
-        store = ActivationStore.open(path)
-        hook = next(iter(store.hooks))
+    def __init__(self, store: ActivationStore, hook: str) -> None:
         fit, held = (
             torch.cat([torch.from_numpy(part.acts) for part in store.rows(hook, split)])
             for split in ("fit", "confirm")
@@ -115,10 +115,18 @@ class Rows:
         return self.fit[torch.randint(len(self.fit), (rows,), generator=self.rng)]
 
 
-def measured(data: Rows, d_sae: int, k: int) -> tuple[float, float]:
+class Sweep(NamedTuple):
+    """What is tried: rows to learn from, and numbers of which each is twice the one before."""
+
+    rows: int = ROWS
+    ks: Sequence[int] = (2, 4, 8, 16, 32)
+    widths: Sequence[int] = (64, 128, 256, 512)
+
+
+def measured(data: Rows, d_sae: int, k: int, rows: int = ROWS) -> tuple[float, float]:
     """Return the FVU of a dictionary on held-out rows, and the share of its features that are silent there."""
     config = SAEConfig.model_validate({"kind": "batch_topk", "d_sae": d_sae, "k": k})
-    dictionary = train(config, TrainConfig(rows=ROWS), data.next, d_in=data.held.shape[1])[0]
+    dictionary = train(config, TrainConfig(rows=rows), data.next, d_in=data.held.shape[1])[0]
     with torch.inference_mode():
         codes = dictionary.encode(data.held)
         x_hat = dictionary.decode(codes)
@@ -126,32 +134,35 @@ def measured(data: Rows, d_sae: int, k: int) -> tuple[float, float]:
     return fvu, 1 - len(codes.features.unique()) / d_sae
 
 
-def best(data: Rows) -> tuple[int, int]:
+def best(data: Rows, sweep: Sweep) -> tuple[int, int]:
     """Return k and d_sae by the criterion above."""
 
     def show(d_sae: int, k: int) -> tuple[float, float]:
-        fvu, silent = measured(data, d_sae, k)
+        fvu, silent = measured(data, d_sae, k, sweep.rows)
         print(f"    d_sae {d_sae:>5} k {k:>3}: FVU {fvu:.4f}, silent {silent:.1%}", flush=True)
         return fvu, silent
 
-    at_k = {k: show(WIDE, k)[0] for k in KS}
-    k = next((k for k in KS[:-1] if at_k[k] - at_k[2 * k] < WORTH_K), KS[-1])
-    at = {d_sae: show(d_sae, k) for d_sae in (*WIDTHS, 2 * WIDTHS[-1])}
+    at_k = {k: show(WIDE, k)[0] for k in sweep.ks}
+    k = next((k for k in sweep.ks[:-1] if at_k[k] - at_k[2 * k] < WORTH_K), sweep.ks[-1])
+    widths = [d_sae for d_sae in sweep.widths if d_sae > k]
+    at = {d_sae: show(d_sae, k) for d_sae in (*widths, 2 * widths[-1])}
     enough = (
         d_sae
-        for d_sae in WIDTHS
+        for d_sae in widths
         if at[d_sae][0] - at[2 * d_sae][0] < WORTH_WIDTH * at[d_sae][0] or at[2 * d_sae][1] > MOST_SILENT
     )
-    return k, next(enough, 2 * WIDTHS[-1])
+    return k, next(enough, 2 * widths[-1])
 
 
-def stores(paths: list[Path]) -> None:
+def stores(paths: list[Path], hooks: Sequence[str], sweep: Sweep) -> None:
     """Compare with what a sweep over activations finds."""
     for path in paths:
-        data = Rows(path)
-        print(json.dumps({"store": str(path), "suggested": suggested(data.next(SAMPLE_ROWS))}), flush=True)
-        k, d_sae = best(data)
-        print(json.dumps({"store": str(path), "best": {"k": k, "d_sae": d_sae}}), flush=True)
+        store = ActivationStore.open(path)
+        for hook in hooks or store.hooks:
+            data, where = Rows(store, hook), {"store": str(path), "hook": hook}
+            print(json.dumps({**where, "suggested": suggested(data.next(SAMPLE_ROWS))}), flush=True)
+            k, d_sae = best(data, sweep)
+            print(json.dumps({**where, "best": {"k": k, "d_sae": d_sae}}), flush=True)
 
 
 def main() -> None:
@@ -161,14 +172,19 @@ def main() -> None:
     known = commands.add_parser("planted")
     known.add_argument("--train", action="store_true")
     commands.add_parser("clouds")
-    commands.add_parser("stores").add_argument("paths", nargs="+", type=Path, metavar="STORE")
+    swept = commands.add_parser("stores")
+    swept.add_argument("paths", nargs="+", type=Path, metavar="STORE")
+    swept.add_argument("--hooks", nargs="+", default=[], metavar="HOOK", help="default: all of each store")
+    for name, default in Sweep()._asdict().items():
+        many = {} if name == "rows" else {"nargs": "+"}
+        swept.add_argument(f"--{name}", type=int, default=default, metavar="N", **many)
     given = parser.parse_args()
     if given.command == "planted":
         planted(trained=given.train)
     elif given.command == "clouds":
         clouds()
     else:
-        stores(given.paths)
+        stores(given.paths, given.hooks, Sweep(given.rows, given.ks, given.widths))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import activations_cache.sources  # noqa: F401 - registers the kinds
 from activations_cache.models import ModelConfig
 from activations_cache.sources.base import SourceConfig
 from activations_cache.store import ActivationStore
+from assay.config import RunConfig
 from sae.config import parse_config
 
 PAGE = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
@@ -51,6 +52,11 @@ def test_the_example_harvests_and_trains(tmp_path):
     assert store.hooks == {"encoder.layers.0": 16, "encoder.layers.1": 16, "head[0]": 8, "head:in": 16}
     assert sum(store.splits.values()) == n * months
     assert next((tmp_path / "runs" / "my_model" / "sae").glob("encoder.layers.1-topk-*/weights.safetensors"))
+
+
+@pytest.mark.parametrize("content", [c for name, c in blocks("yaml") if name])
+def test_whole_configurations_are_valid(content):
+    parse_config(RunConfig, yaml.safe_load(content), where="docs")
 
 
 @pytest.mark.parametrize("content", [c for name, c in blocks("yaml") if not name])
