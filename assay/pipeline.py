@@ -118,7 +118,7 @@ STAGES = (
     ),
     Stage(
         "size",
-        3,
+        4,
         lambda c: c.train is not None and isinstance(c.sae, AutoSAEConfig),
         _sizing,
         ("harvest",),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -19,7 +19,11 @@ HELD = 0.9
 """Share of the variance in as many principal components as a row has active features; fitted likewise."""
 
 SPARSE = 0.25
-"""Most active directions of a row, as a share of all and of d_in, at which fourth moments are believed."""
+"""Most active features of a row that are a sparse code, as a share of d_in, and of all directions by fourth moments."""
+
+USUAL_K, USUAL_SHARE, USUAL_EXPANSION = 32, 1 / 8, 8
+"""Where rows tell no sparse code: the k of Gao et al. 2024 (arXiv 2406.04093) or, of few dimensions, a share of these, and
+the expansion that is most common in published dictionaries."""
 
 CLOUD = 0.5
 """Most directions, as a share of those that rows of one shape and varying norms pretend to, at which they are believed."""
@@ -43,17 +47,20 @@ class Sizes(NamedTuple):
         Features, and active ones per row.
     effective_rank
         Participation ratio of the rows' spectrum.
-    from_moments
-        Whether the rows are like sparse sums of independent directions, so that fourth moments tell both numbers.
+    told_by
+        What tells both numbers: fourth moments, where the rows are like sparse sums of independent directions; principal
+        components, where few hold most of the variance; or nothing, and they are what is usual.
     """
 
     d_sae: int
     k: int
     effective_rank: float
-    from_moments: bool
+    told_by: Literal["fourth moments", "principal components", "nothing"]
 
     def supports(self, d_sae: int, k: int) -> bool:
         """Return whether a dictionary is not far wider than this, and k neither far above nor far below."""
+        if self.told_by == "nothing":
+            return True
         return d_sae < TOO_FAR * self.d_sae and self.k < TOO_FAR * k and k < TOO_FAR * self.k
 
 
@@ -80,20 +87,25 @@ def suggest_sizes(x: Float[Tensor, "rows d_in"]) -> Sizes:
 
     If the rows' fourth moments are those of sparse sums of independent directions (see `independent_directions`:
     1 <= per_row <= min(total, d_in) / 4 and total < cloud / 2), k = per_row and d_sae = 1.75 total. A covariance could
-    not tell: sums of 5 or of 20 of 768 directions have the same. Otherwise k is the number of principal components that
-    hold 90% of the variance, rounded up to a power of two, at most d_in / 2, and d_sae = 8 k. d_sae is a multiple of 64.
-    They are the least that reconstructs about as well as more does, and say nothing about what features mean;
-    docs/benchmarks.md says how they fare.
+    not tell: sums of 5 or of 20 of 768 directions have the same. Otherwise, where at most d_in / 4 principal components
+    hold 90% of the variance, k is their number rounded up to a power of two, and d_sae = 8 k. These are the least that
+    reconstructs about as well as more does, and say nothing about what features mean; docs/benchmarks.md says how they
+    fare. Where the variance is spread over more, no k that is a sparse code reconstructs nearly all of it, and both are
+    what is usual: k = 32, at most d_in / 8, and d_sae = 8 d_in. d_sae is a multiple of 64.
     """
-    variances = spectrum(x)
+    variances, d_in = spectrum(x), x.shape[1]
+    rank = effective_rank(variances)
     per_row, total, cloud = independent_directions(x, variances)
-    believed = 1 <= per_row <= SPARSE * min(total, x.shape[1]) and total < CLOUD * cloud
-    if believed:
-        k, features = round(per_row), math.ceil(FEATURES_PER_DIRECTION * total)
-    else:
-        k = min(1 << (principal_components(variances, HELD) - 1).bit_length(), max(1, x.shape[1] // 2))
-        features = FEATURES_PER_COMPONENT * k
-    return Sizes(round_up(features), k, effective_rank(variances), believed)
+    if 1 <= per_row <= SPARSE * min(total, d_in) and total < CLOUD * cloud:
+        features = round_up(math.ceil(FEATURES_PER_DIRECTION * total))
+        return Sizes(features, round(per_row), rank, "fourth moments")
+    components = principal_components(variances, HELD)
+    if components <= max(1, SPARSE * d_in):
+        k = 1 << (components - 1).bit_length()
+        return Sizes(round_up(FEATURES_PER_COMPONENT * k), k, rank, "principal components")
+    return Sizes(
+        round_up(USUAL_EXPANSION * d_in), max(1, min(USUAL_K, int(USUAL_SHARE * d_in))), rank, "nothing"
+    )
 
 
 def round_up(features: int) -> int:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from activations_cache.store import ActivationStore
 from assay.config import RunConfig
 from assay.stages import Context
 from sae.errors import UserError
-from sae.sizing import SPARSE
 from train.sizes import measure_sizes
 
 FORMAT_VERSION = 1
@@ -21,16 +19,15 @@ def make_sizes(context: Context, out: Path) -> None:
     assert config.train is not None
     store = context.folder / "activations.zarr"
     found = measure_sizes(store, context.hook, seed=config.seed, settings=config.train.loader)
-    how = "fourth moments" if found.from_moments else "principal components"
-    context.console.note(
-        f"effective rank of the rows {found.effective_rank:.1f}; by their {how} they support "
-        f"d_sae {found.d_sae:,} and k {found.k}"
-    )
-    width = ActivationStore.open(store).hooks[context.hook]
-    if not found.from_moments and found.k > SPARSE * width:
+    rank = f"effective rank of the rows {found.effective_rank:.1f}"
+    if found.told_by == "nothing":
         context.console.note(
-            f"k is {found.k / width:.0%} of the {width} dimensions, so that is no sparse code: few features do not "
-            f"reconstruct these rows as well; give sae.k and sae.d_sae to trade reconstruction for sparsity"
+            f"{rank}: the variance is spread over so many dimensions that no sparse code holds nearly all of it, so "
+            f"d_sae {found.d_sae:,} and k {found.k} are what is usual; a sweep over sae.k shows what reconstruction costs"
+        )
+    else:
+        context.console.note(
+            f"{rank}; by their {found.told_by} they support d_sae {found.d_sae:,} and k {found.k}"
         )
     if config.sweep is not None and config.sized(found.d_sae, found.k).sweep is None:
         context.console.note("the sweep asks for no other dictionary than this one")

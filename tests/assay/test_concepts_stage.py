@@ -17,7 +17,7 @@ harvest: {{}}
 sae: {{kind: topk, d_sae: 8, k: 2}}
 train: {{rows: 2048, batch_size: 64}}
 concepts: {{tables: [{{path: {folder}/given.parquet, meta: {folder}/meta.yaml, entity: id, time: t}}]}}
-label: {{n_bootstrap: 50, n_permutations: 10, n_calibration_pairs: 5}}
+label: {{n_bootstrap: 50, n_permutations: 10}}
 """
 
 

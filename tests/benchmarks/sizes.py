@@ -53,7 +53,7 @@ def suggested(x: torch.Tensor) -> dict[str, object]:
     return {
         "k": sizes.k,
         "d_sae": sizes.d_sae,
-        "from_moments": sizes.from_moments,
+        "told_by": sizes.told_by,
         "effective_rank": round(sizes.effective_rank, 1),
         "components_90_95": [principal_components(variances, share) for share in (0.9, 0.95)],
         "per_row": round(directions.per_row, 2),
@@ -94,7 +94,10 @@ def clouds() -> None:
             found.append(suggested(norms * torch.randn(SAMPLE_ROWS, d_in, generator=rng) * scales))
         record = {"d_in": d_in, "decay": decay, "spread": spread}
         record["of_cloud"] = sorted(f["of_cloud"] for f in found)
-        print(json.dumps({**record, "from_moments": sum(f["from_moments"] for f in found)}), flush=True)
+        print(
+            json.dumps({**record, "from_moments": sum(f["told_by"] == "fourth moments" for f in found)}),
+            flush=True,
+        )
 
 
 class Rows:

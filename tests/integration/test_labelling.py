@@ -30,7 +30,7 @@ N, D = 40, 24
 SOURCE = SyntheticSourceConfig(
     d_in=D, n_directions=N, l0=2.4, prevalence=(0.03, 0.2), entities=1500, rows_per_entity=12, noise=0.02
 )
-CONFIG = LabelConfig(n_bootstrap=200, n_permutations=20, n_calibration_pairs=20, examples=2)
+CONFIG = LabelConfig(n_bootstrap=200, n_permutations=20, examples=2)
 
 
 @pytest.fixture(scope="module")

@@ -49,7 +49,7 @@ def test_the_cumulant_of_pairs_and_triples_is_that_of_the_whole_tensor():
 def test_k_and_width_of_planted_rows_though_their_covariances_are_alike():
     sizes = {l0: suggest_sizes(plant(4096, l0=l0).x) for l0 in (5, 20)}
     for l0, found in sizes.items():
-        assert found.from_moments
+        assert found.told_by == "fourth moments"
         assert found.k == pytest.approx(l0, rel=0.2)
         assert 768 / 2 <= found.d_sae <= 768 * 2
     assert sizes[5].effective_rank == pytest.approx(sizes[20].effective_rank, rel=0.05)
@@ -75,18 +75,25 @@ def test_the_effective_rank_counts_equal_directions_and_ignores_the_mean():
     assert effective_rank(spectrum(x[:, :1])) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(("components", "k"), [(1, 1), (2, 2), (3, 4), (9, 16)])
+@pytest.mark.parametrize(("components", "k"), [(1, 1), (2, 2), (3, 4), (8, 8)])
 def test_rows_without_sparse_structure_get_what_their_components_need(components, k):
     rng = torch.Generator().manual_seed(components)
     x = torch.randn(4096, components, generator=rng) @ torch.eye(32)[:components]
     found = suggest_sizes(x)
-    assert found == Sizes(64 * math.ceil(8 * k / 64), k, found.effective_rank, False)
+    assert found == Sizes(64 * math.ceil(8 * k / 64), k, found.effective_rank, "principal components")
+
+
+@pytest.mark.parametrize(("d_in", "k"), [(4, 1), (64, 8), (512, 32)])
+def test_rows_of_which_no_few_components_hold_most_get_what_is_usual(d_in, k):
+    found = suggest_sizes(torch.randn(2048, d_in, generator=torch.Generator().manual_seed(0)))
+    assert (found.d_sae, found.k, found.told_by) == (max(64, 8 * d_in), k, "nothing")
+    assert found.supports(100 * d_in, 2 * k), "nothing speaks against other numbers"
 
 
 def test_full_rank_noise_is_no_sum_of_a_thousand_directions():
     for seed in range(8):
         x = torch.randn(2048, 64, generator=torch.Generator().manual_seed(seed))
-        assert not suggest_sizes(x).from_moments
+        assert suggest_sizes(x).told_by != "fourth moments"
 
 
 @pytest.mark.parametrize("d_in", [32, 128])
@@ -99,7 +106,7 @@ def test_rows_of_one_shape_whose_norms_vary_are_no_sums_of_directions(d_in, spre
     found = independent_directions(x, spectrum(x))
     assert 1 <= found.per_row <= d_in / 4, "the other conditions refuse these"
     assert 0.6 < found.total / found.cloud < 2
-    assert not suggest_sizes(x).from_moments
+    assert suggest_sizes(x).told_by != "fourth moments"
 
 
 def test_the_count_that_a_cloud_pretends_to_is_that_of_its_whole_cumulant():
@@ -131,7 +138,7 @@ def test_the_cycles_are_those_of_a_sum_over_four_rows():
 @pytest.mark.parametrize("rows", [1, 2, 3, 4])
 def test_a_few_rows_get_numbers_all_the_same(rows):
     found = suggest_sizes(torch.randn(rows, 8, generator=torch.Generator().manual_seed(0)))
-    assert (found.d_sae, found.from_moments) == (64, False) and 1 <= found.k <= 4
+    assert found.d_sae == 64 and 1 <= found.k <= 4 and found.told_by != "fourth moments"
 
 
 def test_rows_that_do_not_vary_need_one_feature():
