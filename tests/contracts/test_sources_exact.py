@@ -196,6 +196,7 @@ def test_hooks_of_one_pass_belong_together(build):
     [
         ("tensors, safetensors", {"key": None}, "acts or other"),
         ("tensors, safetensors", {"key": "no"}, "source.key=no"),
+        ("tensors, npy", {"key": "acts"}, "source.key=acts"),
         ("tensors, npy", {"path": "nowhere.npy"}, "nowhere"),
         ("tensors, npy", {"path": "long.csv"}, "expected"),
         ("tensors, npy", {"coordinates": {"path": "{place}/at.parquet"}}, "lacks entity, time"),
