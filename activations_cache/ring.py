@@ -25,6 +25,8 @@ from .selection import Selection
 from .shards import ArrayReader
 
 _TASK_BYTES = 1 << 20
+_AHEAD = 4
+"""Tasks by which the disk is ahead of the threads while these compare checksums."""
 
 
 class _Batch(NamedTuple):
@@ -50,7 +52,15 @@ class _Task:
     reads: list[_Read]
     batches: list[_Batch]
 
-    def run(self) -> None:
+    def expect(self) -> None:
+        """Tell the disk what will be read."""
+        for read in self.reads:
+            read.reader.expect(read.chunk)
+
+    def run(self, later: _Task | None) -> None:
+        """Read, once the disk knows what comes later."""
+        if later is not None:
+            later.expect()
         for read in self.reads:
             read.reader.scatter(read.chunk, read.start, read.pieces)
 
@@ -135,8 +145,12 @@ class Ring:
         readings = self._readings[lane]
         window = self._order.after(readings[-1].window) if readings else self._order.window_at(lane, begin)
         before = self._order.before(window)
-        tasks = [self._pool.submit(task.run) for task in self._tasks(window)]
-        readings.append(_Reading(window, before, before + window.rows, tasks))
+        tasks = [*self._tasks(window)]
+        for task in tasks[:_AHEAD]:
+            task.expect()
+        later = [*tasks[_AHEAD:], *[None] * _AHEAD]
+        reads = [self._pool.submit(task.run, what) for task, what in zip(tasks, later, strict=False)]
+        readings.append(_Reading(window, before, before + window.rows, reads))
 
     def _tasks(self, window: Window) -> Iterator[_Task]:
         """Cut the reading of a window into pieces of work."""

@@ -118,6 +118,10 @@ class Place(ABC):
         """
 
     @abstractmethod
+    def expect(self, offset: int, size: int) -> None:
+        """Say that some bytes will be read soon; returns at once, and a missing file is the reader's affair."""
+
+    @abstractmethod
     def write(self, data: bytes) -> None:
         """Replace the whole content, durably: afterwards the old or the new is there, never a part."""
 

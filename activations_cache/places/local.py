@@ -6,7 +6,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
@@ -76,6 +76,17 @@ class LocalPlace(Place):
             os.close(fd)
         if missing:
             raise too_short(self, missing, offset + int(pieces[:, 1].sum()) - missing)
+
+    def expect(self, offset: int, size: int) -> None:
+        """Let the kernel fetch some bytes into memory, where it takes such advice."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        with suppress(FileNotFoundError):
+            fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)
+            finally:
+                os.close(fd)
 
     def write(self, data: bytes) -> None:
         """Replace the whole content, durably."""

@@ -139,6 +139,9 @@ class ObjectPlace(Place):
             raise too_short(self, want - len(got), offset + len(got))
         copy_pieces(np.frombuffer(got, np.uint8), pieces)
 
+    def expect(self, offset: int, size: int) -> None:
+        """Do nothing: an object has no place to be fetched to, and many are read at once."""
+
     def write(self, data: bytes) -> None:
         """Replace the whole content."""
         with self._errors():

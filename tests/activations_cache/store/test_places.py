@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
+import os
 import threading
+import time
 import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -111,6 +114,44 @@ def test_ranges_fill_arrays(place: Place) -> None:
             (place / "x").read_into([np.empty(2, np.uint8)], offset)
     with pytest.raises(StoreError, match="none is missing"):
         (place / "none").read_into([np.empty(2, np.uint8)], 0)
+
+
+def test_expecting_is_only_advice(place: Place) -> None:
+    (place / "x").write(b"12345")
+    (place / "x").expect(0, 70000)
+    (place / "none").expect(0, 5)
+    assert (place / "x").read() == b"12345"
+
+
+def resident(path: Path) -> int:
+    """Return how many pages of a file the kernel holds in memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        first = ctypes.c_char.from_buffer(memory)
+        pages = np.zeros(-(-len(memory) // mmap.PAGESIZE), np.uint8)
+        failed = libc.mincore(ctypes.addressof(first), len(memory), pages.ctypes.data)
+        del first
+    assert not failed
+    return int((pages & 1).sum())
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+def test_the_disk_fetches_what_is_expected(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    pages = 1024
+    with path.open("wb") as file:
+        file.write(bytes(pages * mmap.PAGESIZE))
+        file.flush()
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if resident(path):
+        pytest.skip("this file system keeps files in memory")
+    (place_of(tmp_path) / "x").expect(256 * mmap.PAGESIZE, 512 * mmap.PAGESIZE)
+    deadline = time.monotonic() + 30
+    while (there := resident(path)) < 512 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert 512 <= there < pages
 
 
 def test_lists_say_what_there_is(place: Place) -> None:

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from activations_cache.loader import LoadedBatch, LoaderConfig, ShuffledLoader
+from activations_cache.places.local import LocalPlace
 from activations_cache.ring import Ring
 from activations_cache.schema import StoreLayout
+from activations_cache.shards import ArrayReader
 from activations_cache.store import ActivationStore
 from activations_cache.writer import StoreWriter
 from sae.errors import CheckpointError, StoreError
@@ -256,3 +258,29 @@ def test_what_cannot_be_read_is_named_and_served_once_it_is_back(
     assert len(served) == len(want)
     for a, b in zip(served, want, strict=True):
         assert torch.equal(a.acts["layers.2"], b.acts["layers.2"]) and torch.equal(a.entity, b.entity)
+
+
+def test_the_disk_is_told_of_what_is_read_whole_for_its_checksum(singly, monkeypatch):
+    told, read = [], []
+    expect, scatter = LocalPlace.expect, ArrayReader.scatter
+
+    def note(self, offset, size):
+        told.append((str(self), offset))
+        expect(self, offset, size)
+
+    def fill(self, chunk, start, pieces):
+        path, offset = self.locate(chunk)
+        read.append((str(path), offset))
+        scatter(self, chunk, start, pieces)
+
+    monkeypatch.setattr("activations_cache.ring._TASK_BYTES", 1)
+    monkeypatch.setattr(LocalPlace, "expect", note)
+    monkeypatch.setattr(ArrayReader, "scatter", fill)
+    loader = load(ActivationStore.open(singly.path), window_rows=800)
+    counts = []
+    for _ in range(3):
+        assert sum(len(batch.entity) for batch in loader)
+        counts.append(len(told))
+    loader.close()
+    assert set(told) == set(read)
+    assert counts[1] == counts[2]
