@@ -52,7 +52,9 @@ def open_matrix(path: Path, key: str | None = None) -> Matrix:
 
 def _open_npy(path: Path, key: str | None) -> Matrix:
     if key is not None:
-        raise ConfigError(f"{path} holds one array, without a name", got=f"source.key={key}", do="leave it out")
+        raise ConfigError(
+            f"{path} holds one array, without a name", got=f"source.key={key}", do="leave it out"
+        )
     rows = np.load(path, mmap_mode="r", allow_pickle=False)
     n_rows, width = _check(path, rows.shape, rows.dtype.kind == "f", str(rows.dtype))
     return Matrix(n_rows, width, lambda a, b: np.asarray(rows[a:b], np.float32))

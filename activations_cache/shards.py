@@ -141,7 +141,11 @@ class ArrayReader:
         data = _scratch(self.geometry.chunk_rows * width + 4)
         path.read_into([data], offset)
         self._compare(chunk, crc32c(data[:-4]), data[-4:])
-        copy_pieces(data[start * width : start * width + int(pieces[:, 1].sum())], pieces)
+        if path.remembers:
+            # one system call; copying piece by piece would hold the interpreter's lock for as long
+            path.scatter(pieces, offset + start * width)
+        else:
+            copy_pieces(data[start * width : start * width + int(pieces[:, 1].sum())], pieces)
 
     def read_rows(self, rows: Int64[np.ndarray, " n"], out: Shaped[np.ndarray, "n ..."]) -> None:
         """Read rows by their number in the array, ascending; each chunk they touch is checked once.

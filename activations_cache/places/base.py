@@ -69,10 +69,13 @@ class Place(ABC):
         How many threads it takes to keep it busy.
     poll_seconds
         How often it may be asked whether something has changed.
+    remembers
+        Whether what was read a moment ago comes from memory when it is read again.
     """
 
     threads: ClassVar[int]
     poll_seconds: ClassVar[float]
+    remembers: ClassVar[bool]
 
     @property
     @abstractmethod

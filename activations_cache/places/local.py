@@ -32,6 +32,7 @@ class LocalPlace(Place):
 
     threads: ClassVar[int] = 2
     poll_seconds: ClassVar[float] = 0.2
+    remembers: ClassVar[bool] = True
 
     def __str__(self) -> str:
         return str(self.path)

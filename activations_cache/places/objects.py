@@ -66,6 +66,7 @@ class ObjectPlace(Place):
 
     threads: ClassVar[int] = 16
     poll_seconds: ClassVar[float] = 2.0
+    remembers: ClassVar[bool] = False
 
     @classmethod
     def from_url(cls, url: str) -> ObjectPlace:
