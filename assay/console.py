@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +17,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from train.progress import EveryMinute, duration
 
 
 class Bar(Protocol):
@@ -63,7 +66,10 @@ class Console:
 
     @contextmanager
     def bar(self, unit: str) -> Iterator[Bar]:
-        """Show a progress bar while the block runs; on a screen that is no terminal, nothing."""
+        """Show a progress bar while the block runs; where there is no terminal, a line every minute."""
+        if not self.rich.is_terminal:
+            yield _Lines(self, unit)
+            return
         columns = (
             TextColumn("    "),
             BarColumn(bar_width=30),
@@ -73,9 +79,7 @@ class Console:
             TimeRemainingColumn(),
             TextColumn("[dim]{task.description}[/]"),
         )
-        with Progress(
-            *columns, console=self.rich, transient=True, disable=not self.rich.is_terminal
-        ) as progress:
+        with Progress(*columns, console=self.rich, transient=True) as progress:
             task = progress.add_task("", total=None)
 
             def show(done: int, total: int, text: str = "") -> None:
@@ -84,3 +88,16 @@ class Console:
                 )
 
             yield show
+
+
+class _Lines:
+    """Says now and then how far something is, for whoever reads the log of a job."""
+
+    def __init__(self, console: Console, unit: str) -> None:
+        self._console, self._unit, self._lines = console, unit, EveryMinute()
+
+    def __call__(self, done: int, total: int, text: str = "") -> None:
+        if self._lines.due():
+            so_far = f"{done:,} of {total:,} {self._unit}".rstrip()
+            after = duration(time.monotonic() - self._lines.began)
+            self._console.note(f"{so_far} after {after}" + (f"; {text.splitlines()[0]}" if text else ""))
