@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from html import unescape
@@ -244,6 +245,21 @@ def test_an_earlier_report_is_replaced_and_nothing_else_is(labels_folder: Path, 
     with pytest.raises(ConfigError, match=r"mine holds something that is not a report"):
         write_report(labels_folder, other, run=None, evaluation=None)
     assert (other / "thesis.txt").read_text() == "years of work"
+
+
+def test_labels_of_before_the_test_looked_at_each_pair_have_a_report(
+    labels_folder: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "labels"
+    shutil.copytree(labels_folder, folder)
+    summary = read_summary(folder)
+    write_report(folder, tmp_path / "now", run={}, evaluation=None)
+    del summary["test_calibration"]["plain_rejected_at_0.05"]
+    (folder / "summary.json").write_text(json.dumps(summary))
+    write_report(folder, tmp_path / "before", run={}, evaluation=None)
+    now, before = ((tmp_path / name / "index.html").read_text() for name in ("now", "before"))
+    assert "the test rejects 4.7%" in now and "8.1% if they" in now
+    assert "the test rejects" not in before
 
 
 def test_a_labelling_that_found_nothing_has_a_report_too(labels_folder: Path, tmp_path: Path) -> None:
