@@ -138,22 +138,26 @@ class PretrainedConfig(ModelConfig):
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
             )
-        except (
-            Exception
-        ) as error:  # a class of its own for a damaged file, whatever a wrong config.json leads to
+        except (MemoryError, torch.OutOfMemoryError, ImportError):
+            raise
+        # a class of its own for a damaged file, whatever a wrong config.json leads to
+        except Exception as error:
             raise ConfigError(
                 f"{self.architecture} cannot load {self.path}",
                 got=first_line(error),
                 do="check that config.json and the weights are whole and belong together",
             ) from error
-        self._check_whole(loaded)
         assert isinstance(model, nn.Module)
+        with torch.no_grad():
+            for name in self._check_whole(loaded):
+                # random ones would be others at every start, and a harvest could not go on
+                model.get_parameter(name).zero_()
         return model
 
-    def _check_whole(self, loaded: Mapping[str, Any]) -> None:
+    def _check_whole(self, loaded: Mapping[str, Any]) -> list[str]:
         """Raise ConfigError where the model has weights that the folder does not give it: they would be random.
 
-        A pooler may lack them, as it does where a language model was saved, since no layer reads it.
+        A pooler may lack them, as it does where a language model was saved, since no layer reads it; its are returned.
         """
         other = [
             f"{name} {tuple(there)}, {tuple(here)} by config.json"
@@ -165,7 +169,8 @@ class PretrainedConfig(ModelConfig):
                 got=shortened(sorted(other)),
                 do="use the config.json that was saved with them",
             )
-        lost = sorted(name for name in loaded["missing_keys"] if "pooler" not in name.split("."))
+        pooler = [name for name in loaded["missing_keys"] if "pooler" in name.split(".")]
+        lost = sorted(set(loaded["missing_keys"]) - set(pooler))
         if lost:
             raise ConfigError(
                 f"{self.path} lacks weights that model.architecture={self.architecture} needs, so they would be random",
@@ -173,6 +178,7 @@ class PretrainedConfig(ModelConfig):
                 expected="the class that it was saved with, or AutoModel for the layers without a head",
                 do="set model.architecture, or use a folder that was saved with this one",
             )
+        return pooler
 
     def files(self) -> Sequence[Path]:
         """Return the folder."""

@@ -17,6 +17,9 @@ from .evidence import Evidence
 from .statistics.score_test import ROUNDING, Null
 from .targets import Coded, permute_trajectories
 
+_BYTES_OF_SOURCES = 256 << 20
+"""Of permutations held at once."""
+
 
 def permuted_statistics(
     evidence: Evidence,
@@ -44,14 +47,18 @@ def permuted_statistics(
     of_concept: dict[str, list[int]] = {}
     for i, pair in enumerate(pairs):
         of_concept.setdefault(pair.target.concept, []).append(i)
-    tests = [_ConceptTest(evidence, concepts[c], pairs, np.array(which)) for c, which in of_concept.items()]
     statistics, kept = np.zeros((n_permutations, len(pairs))), np.zeros(len(pairs))
-    for b in range(n_permutations):
-        source = permute_trajectories(evidence.rows, rng)
-        for test in tests:
-            statistics[b, test.which], share = test.under(source)
-            kept[test.which] += share / n_permutations
-        report(b + 1)
+    # what one concept's test is laid out in takes more than anything else here, so there is one at a time
+    at_once = max(1, _BYTES_OF_SOURCES // (4 * len(evidence.rows)))
+    for first in range(0, n_permutations, at_once):
+        some = range(first, min(first + at_once, n_permutations))
+        sources = [permute_trajectories(evidence.rows, rng).astype(np.int32) for _ in some]
+        for number, (concept, which) in enumerate(of_concept.items()):
+            test = _ConceptTest(evidence, concepts[concept], pairs, np.array(which))
+            for b, source in zip(some, sources, strict=True):
+                statistics[b, which], share = test.under(source)
+                kept[which] += share / n_permutations
+            report(first + len(some) * (number + 1) // len(of_concept))
     return Null(statistics, kept)
 
 
@@ -77,7 +84,7 @@ class _ConceptTest:
         lengths = np.array([len(rows) for rows in fired])
         self._live = np.flatnonzero(lengths)
         self._target = np.array([targets.index(pairs[i].target) for i in which])[self._live]
-        self._row: Int[np.ndarray, " entries"] = np.concatenate(fired)
+        self._row: Int[np.ndarray, " entries"] = np.concatenate(fired).astype(np.int32)
         of_row = np.repeat(np.arange(len(self._live)), lengths[self._live])
         member = evidence.rows.member[self._row]
         # a stretch is what one pair's feature fires on of one entity

@@ -82,7 +82,8 @@ class LocalPlace(Place):
         """Let the kernel fetch some bytes into memory, where it takes such advice."""
         if not hasattr(os, "posix_fadvise"):
             return
-        with suppress(FileNotFoundError):
+        # whatever is wrong, the read says so
+        with suppress(OSError):
             fd = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.posix_fadvise(fd, offset, size, os.POSIX_FADV_WILLNEED)

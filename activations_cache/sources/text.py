@@ -239,9 +239,7 @@ def load_tokenizer(folder: Path) -> Any:
         raise ConfigError(f"no tokenizer in {folder}", got=first_line(error), do=do) from error
     if not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer in {folder} is no fast one", do="convert it to tokenizer.json")
-    words = (
-        tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens) - tokenizer.get_added_vocab().keys()
-    )
+    words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:
         # a folder without tokenizer files gets an empty one of the model's kind, to which every word is unknown
         raise ConfigError(

@@ -22,8 +22,9 @@ def make_sizes(context: Context, out: Path) -> None:
     rank = f"effective rank of the rows {found.effective_rank:.1f}"
     if found.told_by == "nothing":
         context.console.note(
-            f"{rank}: the variance is spread over so many dimensions that no sparse code holds nearly all of it, so "
-            f"d_sae {found.d_sae:,} and k {found.k} are what is usual; a sweep over sae.k shows what reconstruction costs"
+            f"{rank}: the variance is spread over so many dimensions that no sparse code holds nearly all of it, so what is "
+            f"usual is taken where none is given, d_sae {found.d_sae:,} and k {found.k}; "
+            "a sweep over sae.k shows what reconstruction costs"
         )
     else:
         context.console.note(

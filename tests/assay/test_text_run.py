@@ -36,7 +36,7 @@ def test_a_run_says_what_it_found_and_what_it_did_not_measure(words, command):
     code, said, error = command("run", words / "config.yaml", cwd=words)
     assert code == 0, error
     said = " ".join(said.split())
-    assert "d_sae 128 and k 2 are what is usual" in said, (
+    assert "what is usual is taken where none is given, d_sae 128 and k 2" in said, (
         "an untrained model's rows take half of the dimensions"
     )
     assert "not what the model's predictions lose by it: model.architecture=AutoModel predicts no" in said

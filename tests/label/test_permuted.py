@@ -49,9 +49,10 @@ def uneven(rng) -> Rows:
     return rows
 
 
+@pytest.mark.parametrize("at_once", [2, 100])
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**20))
-def test_statistics_are_those_of_their_definition(seed):
+def test_statistics_are_those_of_their_definition(seed, at_once):
     rng = np.random.default_rng(seed)
     rows = uneven(rng)
     dense = (rng.random((len(rows), 4)) * (rng.random((len(rows), 4)) < [0.5, 0.1, 1.0, 0.0])).astype(
@@ -68,7 +69,11 @@ def test_statistics_are_those_of_their_definition(seed):
     pairs += [
         pair_of(f, "bins", low, high) for f in range(4) for low, high in ((0, 0), (1, 3), (4, 5), (0, 5))
     ]
-    got = permuted_statistics(evidence, concepts, pairs, n_permutations=3, seed=7)
+    done: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("label.permuted._BYTES_OF_SOURCES", at_once * 4 * len(rows))
+        got = permuted_statistics(evidence, concepts, pairs, n_permutations=3, seed=7, report=done.append)
+    assert done == sorted(done) and done[-1] == 3
     draws = np.random.Generator(np.random.Philox(np.random.SeedSequence([7, 4])))
     sources = [permute_trajectories(rows, draws) for _ in range(3)]
     for i, pair in enumerate(pairs):

@@ -153,11 +153,10 @@ def test_rates_are_exchanged_by_all_ranks():
     assert rated.sent["data"] - usual.sent["data"] == 8 * 2**18
 
 
-# of the small one most is libraries, of the others blocks of a batch, which lie in the heap twice, and parameters
+# mostly blocks of a batch, which lie in the heap twice, and parameters
 @pytest.mark.parametrize(
     ("kind", "size", "more"),
     [
-        ("topk", "64/512/8/256", {}),
         ("batch_topk", "192/2048/8/2048", {}),
         ("lista", "128/1024/8/1024", {"k_start": 2}),
         ("topk", "256/8192/16/512", {}),
