@@ -20,6 +20,8 @@ EXPORTS = ("native", "saelens", "dictionary_learning", "sparsify")
 MACHINES = ("here", "a100", "h100", "h200")
 USAGE = 2
 _ECHO_SECONDS = 3.0
+QUERY_INTERRUPTED = "Query interrupted"
+"""What DuckDB raises, as a RuntimeError, in the place of what a signal raised during one of its calls."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -45,14 +47,21 @@ def _guarded(argv: Sequence[str] | None) -> int:
         print(f"{who}: {error}", file=sys.stderr)  # noqa: T201 - the one message of a wrong input
         return USAGE
     except KeyboardInterrupt as stop:
-        number = stop.args[0] if stop.args else signal.SIGINT
-        if os.environ.get("RANK", "0") == "0":
-            print("assay: interrupted; nothing finished is lost, the same command continues", file=sys.stderr)  # noqa: T201
-        return 128 + int(number)
+        return _interrupted(stop.args[0] if stop.args else signal.SIGINT)
+    except RuntimeError as error:
+        if interrupt.number is None or str(error) != QUERY_INTERRUPTED:
+            raise
+        return _interrupted(interrupt.number)
     except BrokenPipeError:
         # the reader of our output has gone, such as `assay inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _interrupted(number: int) -> int:
+    if os.environ.get("RANK", "0") == "0":
+        print("assay: interrupted; nothing finished is lost, the same command continues", file=sys.stderr)  # noqa: T201
+    return 128 + int(number)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -251,9 +260,11 @@ class _Interrupt:
 
     def __init__(self) -> None:
         self._latest = float("-inf")
+        self.number: int | None = None
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         before, self._latest = self._latest, time.monotonic()
+        self.number = number
         if self._latest - before > _ECHO_SECONDS:
             raise KeyboardInterrupt(number)
 

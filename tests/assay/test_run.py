@@ -149,6 +149,31 @@ def test_interrupted_anywhere_and_run_again_the_result_is_the_same(finished, tmp
     assert results(tmp_path / "run") == results(run)
 
 
+def test_a_signal_during_a_query_is_an_interruption(tmp_path):
+    # DuckDB raises an error of its own in the place of what the signal raised
+    code = (
+        "import duckdb, sys; import assay.cli as cli\n"
+        "query = 'SELECT sum(a.range * b.range) FROM range(10000000) a, range(1000000) b'\n"
+        "cli._inspect = lambda _: (print('begins', flush=True), duckdb.connect().execute(query))\n"
+        "cli.main(['inspect', '.'])"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begins\n"
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 143, error
+    assert "interrupted" in error and "Traceback" not in error
+
+
 @pytest.mark.xdist_group("run")
 def test_inspect_tells_what_everything_is(finished, command):
     _, run, _ = finished
