@@ -149,29 +149,31 @@ def test_interrupted_anywhere_and_run_again_the_result_is_the_same(finished, tmp
     assert results(tmp_path / "run") == results(run)
 
 
-def test_a_signal_during_a_query_is_an_interruption(tmp_path):
-    # DuckDB raises an error of its own in the place of what the signal raised
-    code = (
-        "import duckdb, sys; import assay.cli as cli\n"
-        "query = 'SELECT sum(a.range * b.range) FROM range(10000000) a, range(1000000) b'\n"
-        "cli._inspect = lambda _: (print('begins', flush=True), duckdb.connect().execute(query))\n"
+@pytest.mark.parametrize(("signalled", "code"), [(True, 143), (False, 1)])
+def test_a_signal_that_a_query_took_is_an_interruption(tmp_path, signalled, code):
+    # DuckDB now and then raises this in the place of what the signal raised; when, no test can choose
+    program = (
+        "import os, signal, assay.cli as cli\n"
+        "def query(_):\n"
+        "    try:\n"
+        f"        os.kill(os.getpid(), signal.SIGTERM) if {signalled} else None\n"
+        "    except KeyboardInterrupt:\n"
+        "        pass\n"
+        "    raise RuntimeError('Query interrupted')\n"
+        "cli._inspect = query\n"
         "cli.main(['inspect', '.'])"
     )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code],
+    done = subprocess.run(
+        [sys.executable, "-c", program],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         text=True,
+        timeout=120,
+        check=False,
     )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "begins\n"
-    time.sleep(1)
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
-    assert process.returncode == 143, error
-    assert "interrupted" in error and "Traceback" not in error
+    assert done.returncode == code, done.stderr
+    assert ("Traceback" in done.stderr) != signalled
 
 
 @pytest.mark.xdist_group("run")
