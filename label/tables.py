@@ -91,7 +91,7 @@ ASSOCIATIONS = pa.schema(
         *MEASURES,
         *SUPPORT,
         ("statistic", _F),
-        ("null_center", _F),  # of the statistic when trajectories are permuted, on as many rows; at least 0
+        ("null_center", _F),  # of the statistic when trajectories are permuted, on as many rows
         ("null_width", _F),  # upwards; at least 1
     ]
 )

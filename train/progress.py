@@ -58,9 +58,8 @@ class LiveTable:
             self._live.update(as_table(record, self._steps))
         elif self._lines.due():
             cells = as_cells(record, self._steps)
-            self._console.print(
-                "    " + ", ".join(f"{name} {cell}" for name, cell in cells.items()), markup=False
-            )
+            said = ", ".join(f"{name} {cell}" for name, cell in cells.items())
+            self._console.print(f"    {said}", markup=False, soft_wrap=True)
 
     def close(self) -> None:
         """Take the table off the screen."""

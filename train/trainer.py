@@ -163,10 +163,10 @@ def train_together(
     """
     lead = trainers[0]
     about = _start_or_resume(trainers, members, announced=progress is not silent)
-    groups = make_groups(trainers, workers=members.workers)
-    floors = _announce(groups, members, progress, about)
     # the first rows, and what was made of them, take more than a step of a small dictionary
     give_back()
+    groups = make_groups(trainers, workers=members.workers)
+    floors = _announce(groups, members, progress, about)
     monitors = {
         t: Monitor(
             t.open_loggers(), t.plan, lead.inputs.loader, world=lead.world, floor=floor, rows=t.state.rows

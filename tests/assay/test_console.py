@@ -41,7 +41,7 @@ def test_short_work_says_nothing(clock, capsys):
 
 
 def test_training_says_its_latest_numbers(clock, capsys):
-    shown = LiveTable(RichConsole(width=200, force_terminal=False), steps=5000)
+    shown = LiveTable(RichConsole(width=80, force_terminal=False), steps=5000)
     shown.write(RECORD)
     assert not capsys.readouterr().out
     clock[0] += 60

@@ -36,7 +36,7 @@ concepts:
   paths: [{root}/configs/concepts/credit.yaml]
   tables:
     - {{path: "{{run}}/reference/planted.parquet", entity: entity_id, time: t, only: ["distractor_*", "absent_*"]}}
-label: {{n_bootstrap: 60, n_permutations: 50, ablation_entities: 40, n_random: 2, n_matched: 3}}
+label: {{n_bootstrap: 60, n_permutations: 10, ablation_entities: 40, n_random: 2, n_matched: 3}}
 """
 
 
