@@ -20,8 +20,8 @@ EXPORTS = ("native", "saelens", "dictionary_learning", "sparsify")
 MACHINES = ("here", "a100", "h100", "h200")
 USAGE = 2
 _ECHO_SECONDS = 3.0
-QUERY_INTERRUPTED = "Query interrupted"
-"""What DuckDB raises, as a RuntimeError, in the place of what a signal raised during one of its calls."""
+TAKEN_SIGNALS = ("Query interrupted", "KeyboardInterrupt: ")
+"""What DuckDB's errors say, of various types, where a signal came during one of its calls or of what these read."""
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -41,20 +41,20 @@ def _guarded(argv: Sequence[str] | None) -> int:
         # what is done is done: a late signal must not change the code of a finished run
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    except UserError as error:
+    except KeyboardInterrupt as stop:
+        return _interrupted(stop.args[0] if stop.args else signal.SIGINT)
+    except BrokenPipeError:
+        # the reader of our output has gone, such as `assay inspect RUN | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except Exception as error:
+        if interrupt.number is not None and any(words in str(error) for words in TAKEN_SIGNALS):
+            return _interrupted(interrupt.number)
+        if not isinstance(error, UserError):
+            raise
         rank = int(os.environ.get("RANK", "0"))
         who = f"assay, rank {rank}" if rank else "assay"
         print(f"{who}: {error}", file=sys.stderr)  # noqa: T201 - the one message of a wrong input
         return USAGE
-    except KeyboardInterrupt as stop:
-        return _interrupted(stop.args[0] if stop.args else signal.SIGINT)
-    except RuntimeError as error:
-        if interrupt.number is None or str(error) != QUERY_INTERRUPTED:
-            raise
-        return _interrupted(interrupt.number)
-    except BrokenPipeError:
-        # the reader of our output has gone, such as `assay inspect RUN | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
 
 
