@@ -61,7 +61,7 @@ def uci() -> Path:
 def command(monkeypatch, capsys) -> Iterator[Callable[..., tuple[object, str, str]]]:
     """The command in this process, which spares the seconds of starting one: exit code, output and complaint."""
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    deterministic = torch.are_deterministic_algorithms_enabled()
+    deterministic = torch.get_deterministic_debug_mode()
 
     def run(*arguments: object, cwd: Path) -> tuple[object, str, str]:
         monkeypatch.chdir(cwd)
@@ -70,7 +70,7 @@ def command(monkeypatch, capsys) -> Iterator[Callable[..., tuple[object, str, st
         return stopped.value.code, *capsys.readouterr()
 
     yield run
-    torch.use_deterministic_algorithms(deterministic)
+    torch.set_deterministic_debug_mode(deterministic)
     for number, handler in handlers.items():
         signal.signal(number, handler)
 

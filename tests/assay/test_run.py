@@ -132,17 +132,18 @@ def test_interrupted_anywhere_and_run_again_the_result_is_the_same(finished, tmp
     for delay, number in zip(
         delays, [signal.SIGINT, signal.SIGTERM, signal.SIGKILL, signal.SIGINT], strict=True
     ):
-        process = subprocess.Popen(
-            [sys.executable, "-c", "from assay.cli import main; main()", "run", str(config)],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        time.sleep(delay)
-        process.send_signal(number)
-        codes.append(process.wait(timeout=60))
-    assert all(code in (0, 130, 143, -9) for code in codes), codes
+        with (tmp_path / "log").open("w") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-c", "from assay.cli import main; main()", "run", str(config)],
+                cwd=tmp_path,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+                stdout=log,
+                stderr=log,
+            )
+            time.sleep(delay)
+            process.send_signal(number)
+            codes.append(process.wait(timeout=60))
+        assert codes[-1] in (0, 130, 143, -9), (delay, codes, (tmp_path / "log").read_text())
     assert any(code != 0 for code in codes), "every run ended before its signal: shorten the delays"
     done = assay("run", config, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -98,7 +98,7 @@ def test_an_interrupted_training_continues_with_the_same_numbers(sized, command,
     folder, _ = sized
     shutil.copyfile(folder / "x.npy", tmp_path / "x.npy")
     config = write_config(tmp_path)
-    longer = (config, "train.rows=100000", "train.checkpoint_every=20")
+    longer = (config, "train.rows=40000", "train.checkpoint_every=20")
     process = subprocess.Popen(
         [sys.executable, "-c", "from assay.cli import main; main()", "run", *map(str, longer)],
         cwd=tmp_path,

@@ -24,7 +24,7 @@ CONFIG = """
 name: rows
 out: {out}
 device: cpu
-source: {{kind: batches, import: "slow_rows:batches", arguments: {{pause: {pause}}}}}
+source: {{kind: batches, import: "slow_rows:batches", arguments: {{step: 1}}}}
 model: {{kind: module, import: "slow_rows:build"}}
 harvest: {{hooks: ["0"], layout: {{chunk_rows: 16, shard_rows: 64, block_rows: 128,
   retain_until: 2031-12-31, data_licence: for tests}}}}
@@ -32,14 +32,15 @@ sae: {{kind: topk, d_sae: 16, k: 2}}
 train: {{rows: 4096, batch_size: 64}}
 """
 MODULE = """
+import os
 import time
 import numpy as np
 import torch
 from activations_cache.inputs import ModelInputs
 
 class Rows:
-    def __init__(self, pause):
-        self.pause = pause
+    def __init__(self, step):
+        self.pause = float(os.environ.get("PAUSE", 0))
 
     def __len__(self):
         return {entities}
@@ -51,8 +52,8 @@ class Rows:
         entity = np.full_like(position, i)
         return ModelInputs((x,), {{}}, entity, position, position, np.ones_like(position, bool))
 
-def batches(pause):
-    return Rows(pause)
+def batches(step):
+    return Rows(step)
 
 def build():
     return torch.nn.Sequential(torch.nn.Identity())
@@ -65,18 +66,23 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.delitem(sys.modules, "slow_rows", raising=False)
     (tmp_path / "slow_rows.py").write_text(MODULE.format(entities=ENTITIES, length=LENGTH))
     path = tmp_path / "config.yaml"
-    path.write_text(CONFIG.format(out=tmp_path / "run", pause=0.0))
+    path.write_text(CONFIG.format(out=tmp_path / "run"))
     return path
 
 
-def start(config: Path, *overrides: str, processes: int) -> subprocess.Popen[str]:
+def start(config: Path, *, processes: int, pause: float = 0) -> subprocess.Popen[str]:
     """`torchrun --nproc-per-node N --no-python assay harvest CONFIG`."""
-    assay = [sys.executable, "-c", "from assay.cli import main; main()", "harvest", str(config), *overrides]
+    assay = [sys.executable, "-c", "from assay.cli import main; main()", "harvest", str(config)]
     run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.Popen(
         [*run, "--no-python", *assay],
         cwd=config.parent,
-        env={**os.environ, "PYTHONPATH": f"{ROOT}:{config.parent}", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT}:{config.parent}",
+            "OMP_NUM_THREADS": "1",
+            "PAUSE": str(pause),
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -135,7 +141,7 @@ def test_four_processes_harvest_what_one_does(config, capsys, command):
         "weights: ",
         '"assay": ',
         "file slow_rows.py",
-        '"pause": 0.0',
+        '"step": 1',
         "data licence: for tests",
         "deleted after: 2031-12-31",
         "every checksum is right",
@@ -154,7 +160,7 @@ def test_four_processes_harvest_what_one_does(config, capsys, command):
 @pytest.mark.parametrize("blow", ["interrupt", "kill one"])
 def test_what_was_committed_is_there_after(config, blow, command):
     store = config.parent / "run/activations.zarr"
-    job = start(config, "source.arguments.pause=0.03", processes=2)
+    job = start(config, processes=2, pause=0.03)
     wait_for_commits(store, range(2))
     children = list(workers(job.pid))
     assert len(children) == 2
@@ -169,7 +175,7 @@ def test_what_was_committed_is_there_after(config, blow, command):
     before = ActivationStore.open(store, allow_incomplete=True)
     assert not before.complete and before.n_rows > 0
     kept = {path: path.read_bytes() for path in store.glob("w*/commits/*.json")}
-    code, _, error = command("harvest", config, "source.arguments.pause=0.03", cwd=config.parent)
+    code, _, error = command("harvest", config, cwd=config.parent)
     assert code == 0, error
     assert all(path.read_bytes() == data for path, data in kept.items())
     np.testing.assert_array_equal(rows_of(store), np.arange(N))

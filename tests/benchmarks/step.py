@@ -279,7 +279,7 @@ def main() -> None:
         "--memory", metavar="KIND", help="measure the peak of one kind in this process, no times"
     )
     options = parser.parse_args()
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     torch.utils.deterministic.fill_uninitialized_memory = False  # as the command does
     sizes = options.sizes or SIZES[options.device]
     if options.memory:

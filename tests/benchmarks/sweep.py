@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     reads = count_reads()
     d_in, d_sae, k, batch = map(int, args.size.split("/"))
     base = parse_config(SAEConfig, {"kind": args.kind, "d_sae": d_sae, "k": k}, where="benchmark")

@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None, help="where the store is written")
     args = parser.parse_args()
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     d_in, d_sae, k, batch = map(int, args.size.split("/"))
     sae_config = parse_config(SAEConfig, {"kind": args.kind, "d_sae": d_sae, "k": k}, where="benchmark")
     config = TrainConfig(rows=args.steps * batch, batch_size=batch)

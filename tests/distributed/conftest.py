@@ -36,6 +36,6 @@ def pool_of() -> Iterator[Callable[[Mesh], Pool]]:
 @pytest.fixture(autouse=True)
 def deterministic() -> Iterator[None]:
     """What the entry point switches on."""
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")

@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--kill-rank", type=int, default=-1)
     parser.add_argument("--kill-at", type=int, default=0)
     args = parser.parse_args()
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     world = World.from_env("cpu", feature=args.feature, timeout=args.timeout)
     work(world, args.folder, args.steps, args.kill_rank, args.kill_at)
 

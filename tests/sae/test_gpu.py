@@ -25,9 +25,9 @@ ROWS, D_IN, D_SAE, K = 1000, 768, 16384, 32
 
 @pytest.fixture(autouse=True)
 def deterministic():
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")
 
 
 def problem():

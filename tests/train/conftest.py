@@ -32,6 +32,6 @@ def trainer() -> Callable[..., Trainer]:
 @pytest.fixture(autouse=True)
 def deterministic() -> Any:
     """What the entry point switches on."""
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")

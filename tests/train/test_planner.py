@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
-import statistics
 from dataclasses import replace
 
 import pytest
@@ -154,11 +151,10 @@ def test_rates_are_exchanged_by_all_ranks():
     assert rated.sent["data"] - usual.sent["data"] == 8 * 2**18
 
 
-# of the small one most is libraries, of the others blocks of a batch, which lie in the heap twice, and parameters
+# most of it blocks of a batch, which lie in the heap twice, most of it parameters, and a kind with looks
 @pytest.mark.parametrize(
     ("kind", "size", "more"),
     [
-        ("topk", "64/512/8/256", {}),
         ("batch_topk", "192/2048/8/2048", {}),
         ("lista", "128/1024/8/1024", {"k_start": 2}),
         ("topk", "256/8192/16/512", {}),
@@ -167,8 +163,18 @@ def test_rates_are_exchanged_by_all_ranks():
 def test_memory_is_within_15_percent_of_a_real_training(kind, size, more, tmp_path):
     from tests.benchmarks.planner import measure
 
-    # one run differs from the next by a tenth, as holes in the heap depend on what threads ask for meanwhile
-    runs = [measure(kind, size, 8, tmp_path / str(i), more=more) for i in range(3)]
-    peak = statistics.median(peak for _, peak, _ in runs)
-    planned = estimate(runs[0][0], Mesh(1, 1), probe(torch.device("cpu"), ranks=1), dead_share=0.0).peak_host
-    assert math.isclose(planned, peak, rel_tol=0.15), json.dumps([planned / p for _, p, _ in runs])
+    def planned_over_measured(run: int) -> float:
+        job, peak, _ = measure(kind, size, 8, tmp_path / str(run), more=more)
+        return estimate(job, Mesh(1, 1), machine, dead_share=0.0).peak_host / peak
+
+    machine = probe(torch.device("cpu"), ranks=1)
+    # one run differs from the next by a tenth, as holes in the heap depend on what threads ask for meanwhile, so the
+    # median of three counts; two that agree decide it
+    found = [planned_over_measured(run) for run in range(2)]
+    if len({_within(ratio) for ratio in found}) == 2:
+        found.append(planned_over_measured(2))
+    assert sum(map(_within, found)) >= 2, found
+
+
+def _within(ratio: float) -> bool:
+    return 0.85 < ratio < 1.15

@@ -76,7 +76,7 @@ def weights(folder: Path) -> dict[str, bytes]:
 @pytest.fixture(scope="module")
 def swept(store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("swept")
-    torch.use_deterministic_algorithms(True)
+    torch.set_deterministic_debug_mode("error")
     train(store, MEMBERS, folder)
     return folder
 
