@@ -1,10 +1,11 @@
 """How fast the activation store writes and reads, against raw system calls on the same bytes in the same run.
 
-    python -m tests.benchmarks.store [--rows N] [--width D] [--dtype float16] [--block-rows 65536] [--repeats 5]
+    python -m tests.benchmarks.store [--rows N] [--width D] [--dtype float16] [--block-rows N] [--repeats 5]
 
 Contenders take turns; a ratio is formed within each turn, and the median and the best of the turns are shown,
 with the CPU seconds that each took. Writing: raw is one write() per file of a shard's size, fsync and rename.
-A block is written while the next one is filled, so there are several.
+The layout is that of a store nobody gave one, unless --block-rows does; a block is written while the next one is
+filled, so there are several.
 Reading: raw is pread() of every chunk in random order by two threads into reused buffers, whose memory is new the
 first time, as the loader's is in its first epoch; each epoch is held against the raw read before it. The store's
 figure includes checksums (on first touch) and the gather of permuted batches of 4096 rows, served in the format on
@@ -195,10 +196,10 @@ def show(title: str, turns: Turns, n_bytes: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rows", type=int, default=262144)
+    parser.add_argument("--rows", type=int, default=1048576)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--dtype", default="float16")
-    parser.add_argument("--block-rows", type=int, default=65536)
+    parser.add_argument("--block-rows", type=int, default=0, help="0: as a user gets it")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", type=Path, default=None)
     args = parser.parse_args()
