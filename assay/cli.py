@@ -217,14 +217,14 @@ def _inspect(arguments: argparse.Namespace) -> None:
 def _report(arguments: argparse.Namespace) -> None:
     import json
 
-    from label.bundle import dictionary_folder
+    from label.bundle import labelled_dictionary
     from label.report.write import write_report
 
     from .console import Console
     from .inspect import read_run
 
     run = read_run(arguments.folder)
-    evaluation = dictionary_folder(arguments.folder, run) / "evaluation.json"
+    evaluation = labelled_dictionary(arguments.folder, run) / "evaluation.json"
     out = write_report(
         arguments.folder / "labels",
         arguments.out or arguments.folder / "report",

@@ -194,7 +194,7 @@ STAGES = (
     ),
     Stage(
         "label",
-        6,
+        7,
         _has("label"),
         _sections("label", "seed", "twin"),
         ("train", "import", "train twin", "evaluate", "concepts"),

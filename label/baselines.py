@@ -15,6 +15,8 @@ from .targets import Coded, Target
 
 Shape = Literal["rising", "falling", "interval"]
 _N_EDGES = 32
+_TAILS = (0.0, 0.01, 0.02, 0.05, 0.1, 0.2)
+"""Shares of the rows on which a target holds that an interval of it may leave out on either side."""
 _CHUNK = 32
 
 
@@ -52,7 +54,10 @@ def best_columns(
     values: Float[np.ndarray, "rows columns"],
     truths: Mapping[Target, tuple[Bool[np.ndarray, " rows"], Bool[np.ndarray, " rows"]]],
 ) -> dict[Target, ColumnDetector]:
-    """Return, per target, the raw column that finds it best on `discover`: any column, either sign, any interval.
+    """Return, per target, the raw column that finds it best on `discover`: any column, either sign, an interval.
+
+    An interval's ends are quantiles of the column, or of the column where the target holds, which has an interval of
+    the column itself among them.
 
     Parameters
     ----------
@@ -98,46 +103,49 @@ def _column_detectors(
             for i, t in enumerate(targets)
             if usable[i]
         ]
-    low, high, skill = _best_interval(column[known], holds[known], applies[known], positives, n)
+    intervals = _best_intervals(column[order], holds[order], applies[order], positives, n)
     out += [
-        (ColumnDetector(name, "interval", float(low[i]), float(high[i]), float(skill[i])), t)
-        for i, t in enumerate(targets)
-        if usable[i]
+        (ColumnDetector(name, "interval", *interval), t)
+        for t, interval, use in zip(targets, intervals, usable, strict=True)
+        if use
     ]
     return out
 
 
-def _best_interval(
-    column: np.ndarray,
-    holds: np.ndarray,
-    applies: np.ndarray,
+def _best_intervals(
+    column: Float[np.ndarray, " rows"],
+    holds: Bool[np.ndarray, "rows t"],
+    applies: Bool[np.ndarray, "rows t"],
     positives: Int[np.ndarray, " t"],
     n: Int[np.ndarray, " t"],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return, per target, the bounds and skill of the best interval whose ends are quantiles or distinct values."""
-    distinct = np.unique(column)
-    lower = (
-        distinct
-        if len(distinct) <= _N_EDGES
-        else np.unique(np.quantile(column, np.linspace(0, 1, _N_EDGES + 1)[:-1], method="nearest"))
-    )
-    bins = np.searchsorted(lower, column, side="right") - 1
-    b, t = len(lower), holds.shape[1]
-    hit = np.zeros((b + 1, t))
-    fire = np.zeros((b + 1, t))
-    np.add.at(hit, bins + 1, holds)
-    np.add.at(fire, bins + 1, applies)
-    hit, fire = hit.cumsum(0), fire.cumsum(0)
-    i, j = np.triu_indices(b)
-    found, fired = hit[j + 1] - hit[i], fire[j + 1] - fire[i]
-    p = positives / np.maximum(n, 1)
-    recall = found / np.maximum(positives, 1)
-    ap = recall * found / np.maximum(fired, 1) + (1 - recall) * p
-    skill = (ap - p) / np.maximum(1 - p, 1e-12)
-    top = skill.argmax(0)
-    # the interval ends just before the next bin begins, that is at the largest value seen inside it
-    upper = np.array([column[bins == k].max() for k in range(b)])
-    return lower[i[top]], upper[j[top]], skill[top, np.arange(t)]
+) -> list[tuple[float, float, float]]:
+    """Return, per target, the bounds, both included, and the skill of its best interval; the column is ascending."""
+    zero = np.zeros((1, holds.shape[1]), dtype=np.int64)
+    found, fired = (np.concatenate([zero, np.cumsum(x, axis=0)]) for x in (holds, applies))
+    shares = np.linspace(0, 1, _N_EDGES + 1)
+    values = np.unique(column)
+    if len(values) > _N_EDGES:
+        values = np.unique(np.quantile(column, shares, method="nearest"))
+    out, m = [], len(column) - 1
+    for t, total in enumerate(positives.tolist()):
+        own = column[holds[:, t]]
+        if not len(own):
+            out.append((0.0, 0.0, 0.0))
+            continue
+        tails = np.quantile(own, [*_TAILS, *(1 - share for share in _TAILS)], method="nearest")
+        ends = np.union1d(values, tails)
+        first, last = (np.searchsorted(column, ends, side=side) for side in ("left", "right"))
+        i, j = np.triu_indices(len(ends))
+        hits, fires = found[last[j], t] - found[first[i], t], fired[last[j], t] - fired[first[i], t]
+        recall, p = hits / total, total / n[t]
+        ap = recall * hits / np.maximum(fires, 1) + (1 - recall) * p
+        skill = (ap - p) / max(1 - p, 1e-12)
+        best = int(skill.argmax())
+        # half way to the neighbours, since the target ends somewhere between
+        low, high = first[i[best]], last[j[best]]
+        bounds = (column[max(low - 1, 0)] + column[low]) / 2, (column[high - 1] + column[min(high, m)]) / 2
+        out.append((float(bounds[0]), float(bounds[1]), float(skill[best])))
+    return out
 
 
 class TwinFeature(NamedTuple):

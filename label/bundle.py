@@ -54,18 +54,20 @@ def write_bundle(run_folder: Path, out: Path) -> Path:
     Raises
     ------
     ConfigError
-        The run has no labels or no dictionary, or `out` holds something that is not a bundle.
+        The run has no labels or no dictionary, its labels are of an earlier one, or `out` holds something that is
+        not a bundle.
     CheckpointError
         The dictionary is damaged or not folded.
     """
     check_place(out, CHECKSUMS, KIND)
     run = _read_json(run_folder / "run.json")
-    labels, sae = run_folder / "labels", dictionary_folder(run_folder, run)
+    labels = run_folder / "labels"
     if not (labels / "summary.json").is_file():
         raise ConfigError(
             f"{run_folder} has no labels",
             do="`assay run` with the sections concepts and label first, or --format saelens (or another) for weights alone",
         )
+    sae = labelled_dictionary(run_folder, run)
     header = read_header(sae)
     if not header["folded"]:
         raise CheckpointError(
@@ -138,16 +140,35 @@ def read_bundle(path: Path) -> dict[str, Any]:
     return dictionary
 
 
+def labelled_dictionary(run_folder: Path, run: Mapping[str, Any]) -> Path:
+    """Return the dictionary that the labels speak of.
+
+    Raises
+    ------
+    ConfigError
+        The run has another dictionary by now, or it cannot be told which one is the run's.
+    """
+    found, stages = dictionary_folder(run_folder, run), run.get("stages", {})
+    made = _dictionary_stage(run)
+    spoken_of = stages.get("label", {}).get("inputs", {}).get(f"after {made}")
+    if spoken_of is not None and spoken_of != stages.get(made, {}).get("fingerprint"):
+        raise ConfigError(
+            f"the labels of {run_folder} are not of its present dictionary, {found.name}, which is newer",
+            do="`assay label` with the run's configuration first, or `assay export --format saelens` (or another) for "
+            "weights alone",
+        )
+    return found
+
+
 def dictionary_folder(run_folder: Path, run: Mapping[str, Any]) -> Path:
-    """Return the dictionary that the labels speak of: the one that the run trained, or brought in, last.
+    """Return the dictionary that the run trained, or brought in, last.
 
     Raises
     ------
     ConfigError
         The run's record names none, and there is not exactly one.
     """
-    stage = "import" if run.get("config", {}).get("dictionary") else "train"
-    recorded = run.get("stages", {}).get(stage, {}).get("output")
+    recorded = run.get("stages", {}).get(_dictionary_stage(run), {}).get("output")
     if recorded is not None:
         return run_folder / str(recorded)
     found = sorted(p.parent for p in run_folder.glob(f"sae/*/{CONFIG}"))
@@ -158,6 +179,10 @@ def dictionary_folder(run_folder: Path, run: Mapping[str, Any]) -> Path:
             expected="one folder in sae/, or a run.json that names it",
         )
     return found[0]
+
+
+def _dictionary_stage(run: Mapping[str, Any]) -> str:
+    return "import" if run.get("config", {}).get("dictionary") else "train"
 
 
 def _describe(

@@ -38,7 +38,7 @@ class Coded:
     Attributes
     ----------
     id
-        The concept's id; controls carry a prefix.
+        The concept's id; controls and clocks carry a prefix with a colon, which no concept's id can hold.
     family
         What it is for.
     edges
@@ -99,9 +99,9 @@ def clocks(rows: Mapping[str, Rows]) -> list[Coded]:
     everywhere = {s: np.ones(len(r), dtype=bool) for s, r in rows.items()}
     return [
         code_concept(
-            "clock_position", "clock", {s: r.position for s, r in rows.items()}, everywhere, numeric=True
+            "clock:position", "clock", {s: r.position for s, r in rows.items()}, everywhere, numeric=True
         ),
-        code_concept("clock_time", "clock", {s: r.time for s, r in rows.items()}, everywhere, numeric=True),
+        code_concept("clock:time", "clock", {s: r.time for s, r in rows.items()}, everywhere, numeric=True),
     ]
 
 
@@ -117,7 +117,7 @@ def hash_controls(rows: Mapping[str, Rows], names: Sequence[str], *, seed: int) 
     for i, rate in enumerate(_HASH_RATES * 2):
         u = hash_uniform(seed, "control", [f"{i}|{name}" for name in names])
         codes = {s: (u[r.entity] < rate).astype(np.int8) for s, r in rows.items()}
-        out.append(Coded(f"hash_{i}", "hash", None, codes))
+        out.append(Coded(f"hash:{i}", "hash", None, codes))
     return out
 
 
@@ -132,7 +132,7 @@ def persistent_controls(rows: Mapping[str, Rows], concepts: Sequence[Coded], *, 
         on, known = _binary(concept, "discover")
         prevalence, stay = _persistence(rows["discover"], on, known)
         codes = {s: _chain(r, prevalence, stay, rng).astype(np.int8) for s, r in rows.items()}
-        out.append(Coded(f"persistent_{concept.id}", "persistent", None, codes))
+        out.append(Coded(f"persistent:{concept.id}", "persistent", None, codes))
     return out
 
 
@@ -146,7 +146,7 @@ def permuted_controls(rows: Mapping[str, Rows], concepts: Sequence[Coded], *, se
     }
     return [
         Coded(
-            f"permuted_{c.id}",
+            f"permuted:{c.id}",
             "permuted",
             c.edges,
             {s: np.where(sources[s] >= 0, c.codes[s][sources[s]], -1).astype(np.int8) for s in rows},

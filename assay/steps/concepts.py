@@ -67,13 +67,9 @@ def make_concepts(context: Context, out: Path) -> None:
             context.console.note(
                 f"{len(labels)} concepts on {report.rows:,} rows; {len(skipped)} not applicable"
             )
-        fields = set(ConceptInfo.model_fields)
-        tables.append(
-            {
-                "file": "values.parquet",
-                "concepts": [c.model_dump(include=fields, mode="json") for c in labels],
-            }
-        )
+            fields = set(ConceptInfo.model_fields)
+            written = [c.model_dump(include=fields, mode="json") for c in labels]
+            tables.append({"file": "values.parquet", "concepts": written})
         (out / "expressions.json").write_text(json.dumps({c.id: c.expr for c in labels}, indent=1))
     for i, table in enumerate(config.tables):
         file = f"table_{i}.parquet"

@@ -71,6 +71,7 @@ def _clashes(concepts: Sequence[Concept]) -> list[str]:
     files: dict[str, str] = {}
     helpers: dict[str, tuple[str, str]] = {}
     frames: dict[str, tuple[Frame, str]] = {}
+    columns = {name: concept.file for concept in concepts for name in sorted(concept.columns)}
     for concept in concepts:
         if concept.id in files:
             problems.append(f"{concept.file}: concept {concept.id}: defined before in {files[concept.id]}")
@@ -79,6 +80,10 @@ def _clashes(concepts: Sequence[Concept]) -> list[str]:
             text, file = helpers.setdefault(helper.name, (helper.expression.sql, concept.file))
             if text != helper.expression.sql:
                 problems.append(f"{concept.file}: helper {helper.name}: defined differently in {file}")
+            if helper.name in columns:
+                problems.append(
+                    f"{concept.file}: helper {helper.name}: a column that {columns[helper.name]} reads has this name"
+                )
         for name, frame in concept.frames.items():
             first, file = frames.setdefault(name, (frame, concept.file))
             if first != frame:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +20,13 @@ def interval_text(low: float | None, high: float | None, *, whole: bool) -> str:
     'between 0.55 and 0.7'
     >>> interval_text(2, None, whole=True)
     '2 or more'
+    >>> interval_text(12.4, 14.4, whole=True)
+    '13 to 14'
     """
     if whole:
-        first = None if low is None else round(low)
-        last = None if high is None else round(high) - 1
+        # quantiles may lie between two of them
+        first = None if low is None else math.ceil(low)
+        last = None if high is None else math.ceil(high) - 1
         if first is not None and first == last:
             return f"exactly {first}"
         if first is None:

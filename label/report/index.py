@@ -280,13 +280,14 @@ def _baselines(labels: Labels) -> list[Child]:
         for name, title, kind, value in means
         if value is not None
     ]
-    best = [
-        c for c in shared if all(c["skill_low"] > c[n] for n in ("raw_skill", "twin_skill") if known(c[n]))
-    ]
-    note = (
-        f"Mean skill over {len(shared)} concepts. On {len(best)} of them the best feature's whole interval "
-        "lies above the raw column and the twin. Each concept is shown under Concepts."
+    others = {"raw_skill": "the raw column", "twin_skill": "the twin"}
+    measured = [n for n in others if any(known(c[n]) for c in shared)]
+    best = [c for c in shared if all(c["skill_low"] > c[n] for n in measured)]
+    what = " and ".join(others[n] for n in measured)
+    above = (
+        f"On {len(best)} of them the best feature's whole interval lies above {what}. " if measured else ""
     )
+    note = f"Mean skill over {len(shared)} concepts. {above}Each concept is shown under Concepts."
     top = el(
         "tr", None, el("th"), el("th", {"scope": "col"}, head(axis, "mean skill")), el("th", {"class": "n"})
     )

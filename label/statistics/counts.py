@@ -95,7 +95,9 @@ def count(levels: Levels, codes: Int[np.ndarray, " rows"], n_bins: int) -> Count
     total = np.concatenate([[0], np.cumsum(np.bincount(codes[codes >= 0], minlength=n_bins))])
     ranks, zero_rank = _mid_ranks(levels, known, int(total[-1]))
     key = levels.feature * n_bins + bins
-    sums = np.bincount(key[known], weights=ranks[known], minlength=d * n_bins).reshape(d, n_bins)
+    # of no entries at all bincount makes integers
+    sums = np.bincount(key[known], weights=ranks[known], minlength=d * n_bins).astype(np.float64)
+    sums = sums.reshape(d, n_bins)
     silent = np.diff(total)[None, :] - np.diff(above[:, 0], axis=1)
     sums += silent * zero_rank[:, None]
     return Counts(above, np.concatenate([np.zeros((d, 1)), np.cumsum(sums, axis=1)], axis=1), total)

@@ -218,6 +218,38 @@ def test_a_signal_that_duckdb_took_is_an_interruption(tmp_path, taken, signalled
 
 
 @pytest.mark.xdist_group("run")
+def test_labels_are_not_handed_on_with_another_dictionary(finished, command, tmp_path):
+    config, run, _ = finished
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    code, _, error = command("train", config, f"out={other}", "sae.k=3", cwd=tmp_path)
+    assert code == 0, error
+    for arguments in (("export", other), ("report", other)):
+        code, _, error = command(*arguments, cwd=tmp_path)
+        assert code == 2 and "are not of its present dictionary, layers.0-topk-48-3-0" in error
+    assert not (other / "dictionary").exists()
+    assert command("export", other, "--format", "saelens", cwd=tmp_path)[0] == 0
+
+
+@pytest.mark.xdist_group("run")
+def test_files_of_which_no_concept_applies_are_said_to_be_so_and_tables_still_count(
+    finished, command, tmp_path
+):
+    config, run, _ = finished
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    cards = "version: 1\nproducts: [other]\ncolumns: {bal: b}\n"
+    (tmp_path / "cards.yaml").write_text(
+        cards + "concepts: [{id: owes, text: O, expr: bal > 0, kind: point}]"
+    )
+    again = ("run", config, f"out={other}", f"concepts.paths=[{tmp_path / 'cards.yaml'}]")
+    code, _, error = command(*again, "concepts.tables=[]", cwd=tmp_path)
+    assert code == 2 and "no concept applies to this panel" in error
+    code, _, error = command(*again, cwd=tmp_path)
+    assert code == 0, error
+
+
+@pytest.mark.xdist_group("run")
 def test_inspect_tells_what_everything_is(finished, command):
     _, run, _ = finished
     for part, words in {

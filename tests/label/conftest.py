@@ -125,7 +125,7 @@ def feature(j: int, rng: np.random.Generator) -> Record:
     }
     base |= {
         "clock_skill": 0.02,
-        "control": "hash_3",
+        "control": "hash:3",
         "control_skill": 0.01,
         "rivals": ["ever_90_12m"] if j == 1 else [],
     }
@@ -181,7 +181,7 @@ def associations(features: list[Record], rng: np.random.Generator) -> Iterator[R
                 "f1_discover": 0.4,
                 **measured(rng, skill),
             }
-        for family, name in (("clock", "position"), ("hash", "hash_3"), ("permuted", "permuted_dpd30_now")):
+        for family, name in (("clock", "position"), ("hash", "hash:3"), ("permuted", "permuted:dpd30_now")):
             yield {
                 "feature": f["feature"],
                 "concept": name,

@@ -1,8 +1,11 @@
 """Concepts as small codes, and the controls that must mean nothing."""
 
+import re
+
 import numpy as np
 import pytest
 
+from label.concepts.library import NAME
 from label.targets import (
     Target,
     clocks,
@@ -106,7 +109,19 @@ def test_permuted_controls_keep_each_trajectory_whole():
     assert (control == truth.reshape(300, 10)).all(1).mean() < 0.1
 
 
+def test_no_concept_can_have_the_name_of_a_control():
+    concept = yes_no("debt", np.random.default_rng(8).random(3000) < 0.3)
+    controls = [
+        *clocks(ROWS),
+        *hash_controls(ROWS, [f"E{i}" for i in range(300)], seed=0),
+        *persistent_controls(ROWS, [concept], seed=0),
+        *permuted_controls(ROWS, [concept], seed=0),
+    ]
+    assert len(controls) == 12
+    assert not [c.id for c in controls if re.fullmatch(NAME, c.id)]
+
+
 def test_clocks_are_position_and_time():
     found = {c.id: c for c in clocks(ROWS)}
-    assert set(found) == {"clock_position", "clock_time"}
+    assert set(found) == {"clock:position", "clock:time"}
     assert all(c.family == "clock" for c in found.values())

@@ -140,6 +140,14 @@ def test_files_must_agree(write: Write) -> None:
     assert len(load_concepts([one, three]).concepts) == 2
 
 
+def test_a_helper_is_no_column_of_another_file(write: Write) -> None:
+    one = write("helpers: {h: bal / lim}\nconcepts: [{id: a, text: A, expr: h, kind: point}]", name="1.yaml")
+    head = "version: 1\nproducts: [any]\ncolumns: {h: in per cent}\n"
+    two = write("concepts: [{id: b, text: B, expr: h, kind: point}]", name="2.yaml", head=head)
+    for files in ((one, two), (two, one)):
+        assert "1.yaml: helper h: a column that" in problems_of(*files)
+
+
 def test_products(write: Write) -> None:
     path = write(
         "concepts: [{id: a, text: A, expr: bkt, kind: point}]", head="version: 1\ncolumns: {bkt: b}\n"

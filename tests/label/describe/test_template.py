@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from label.describe.template import describe
+from label.describe.template import describe, interval_text
 from tests.label.conftest import feature
 
 
@@ -24,3 +24,15 @@ def test_a_direction_is_named_only_where_the_interval_excludes_zero(effect, says
     }
     record |= dict(zip(("effect", "effect_low", "effect_high"), effect, strict=True))
     assert says in describe(record)
+
+
+@pytest.mark.parametrize(
+    "ends", [(31.0, 38.05), (38.05, 54.03), (13.3, 18.2), (12.4, 13.4), (2.0, 3.0), (None, 4.5)]
+)
+def test_whole_numbers_are_those_that_the_interval_holds(ends):
+    low, high = ends
+    held = [v for v in range(100) if (low is None or v >= low) and v < high]
+    text = interval_text(low, high, whole=True)
+    first, last = held[0], held[-1]
+    whole = f"exactly {first}" if first == last else f"{first} to {last}"
+    assert text == (f"{last} or less" if low is None else whole)

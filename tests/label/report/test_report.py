@@ -296,3 +296,19 @@ def test_the_report_needs_none_of_the_heavy_libraries() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_concepts_are_held_against_what_was_measured_alone(labels_folder: Path, tmp_path: Path) -> None:
+    for missing, words in (
+        ((), "lies above the raw column and the twin."),
+        (("twin_skill",), "lies above the raw column."),
+        (("raw_skill", "twin_skill"), None),
+    ):
+        folder = tmp_path / "-".join(["labels", *missing])
+        shutil.copytree(labels_folder, folder)
+        concepts = [c | dict.fromkeys(missing) for c in read_table(folder, "concepts").to_pylist()]
+        write_table(folder, "concepts", concepts)
+        page = Page(write_report(folder, folder / "pages", run=None, evaluation=None) / "index.html")
+        text = unescape(page.path.read_text())
+        assert "Mean skill over" in text
+        assert (words in text) if words else ("whole interval lies above" not in text)

@@ -131,6 +131,18 @@ def test_a_concept_that_holds_nowhere_or_everywhere_is_never_chosen():
         assert np.isneginf(fit.skill).all()
 
 
+@pytest.mark.parametrize("silent", ["every feature", "the concept"])
+def test_where_nothing_fires_there_is_no_skill_and_no_failure(silent):
+    rows, dense, codes = draw(8)
+    if silent == "every feature":
+        dense[:] = 0
+    else:
+        # it applies on rows alone where nothing fires
+        codes = np.where(dense.any(1), -1, codes).astype(np.int8)
+    fit = fit_all(Levels.of(make_evidence(dense, rows)), codes, n_bins=2)
+    assert not (fit.skill > 1e-6).any()
+
+
 def test_a_silent_feature_has_the_skill_of_chance():
     rows, dense, codes = draw(7)
     dense[:, 0] = 0
