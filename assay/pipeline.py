@@ -118,7 +118,7 @@ STAGES = (
     ),
     Stage(
         "size",
-        4,
+        5,
         lambda c: c.train is not None and isinstance(c.sae, AutoSAEConfig),
         _sizing,
         ("harvest",),
@@ -173,7 +173,7 @@ STAGES = (
     ),
     Stage(
         "evaluate",
-        4,
+        5,
         _has("evaluate"),
         _sections("seed", "evaluate"),
         ("train", "import"),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import shutil
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ import pyarrow.parquet as pq
 from activations_cache.models import weights_hash
 from sae.checkpoint import CONFIG, WEIGHTS, read_header
 from sae.errors import CheckpointError, ConfigError
+from sae.plain import as_json
 
 from .card import card
 from .folders import check_place, replaced_folder
@@ -277,18 +277,9 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n", encoding="utf-8")
+    path.write_text(as_json(value, indent=1) + "\n", encoding="utf-8")
 
 
 def _write_lines(path: Path, records: Iterable[Mapping[str, Any]]) -> None:
-    lines = [json.dumps(_finite(r), allow_nan=False) for r in records]
+    lines = [as_json(r) for r in records]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-
-
-def _finite(value: Any) -> Any:
-    """Return a value with null for every number that JSON does not know."""
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

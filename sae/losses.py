@@ -86,7 +86,7 @@ def auxk(
 def unexplained(
     residuals: Sequence[Float[Tensor, "batch d_in"]], xs: Sequence[Float[Tensor, "batch d_in"]], world: World
 ) -> Float64[Tensor, "members"]:
-    """Return Σ|e - mean e|² over the global batch, or the rounding of x where that is more: then all is explained.
+    """Return Σ|e - mean e|² over the global batch, infinite where x is rounded to as much: then all is explained.
 
     By one collective, however many members a stack has: the deviations of each rank's rows from their own mean, and of
     these means from that of all (Chan); a difference of sums over rows would have no digits left where the residual
@@ -108,7 +108,8 @@ def unexplained(
     found = []
     for x, sums in zip(xs, together, strict=True):
         between = sums[-3] - _squares(sums[:-3]) / world.axes["data"]
-        found.append(torch.maximum(sums[-2] + len(x) * between, torch.finfo(x.dtype).eps * sums[-1]))
+        spread, rounding = sums[-2] + len(x) * between, torch.finfo(x.dtype).eps * sums[-1]
+        found.append(torch.where(spread > rounding, spread, torch.inf))
     return torch.stack(found)
 
 

@@ -87,10 +87,11 @@ def suggest_sizes(x: Float[Tensor, "rows d_in"]) -> Sizes:
 
     If the rows' fourth moments are those of sparse sums of independent directions (see `independent_directions`:
     1 <= per_row <= min(total, d_in) / 4 and total < cloud / 2), k = per_row and d_sae = 1.75 total. A covariance could
-    not tell: sums of 5 or of 20 of 768 directions have the same. Otherwise, where at most d_in / 4 principal components
-    hold 90% of the variance, k is their number rounded up to a power of two, and d_sae = 8 k. These are the least that
-    reconstructs about as well as more does, and say nothing about what features mean; docs/benchmarks.md says how they
-    fare. Where the variance is spread over more, no k that is a sparse code reconstructs nearly all of it, and both are
+    not tell: sums of 5 or of 20 of 768 directions have the same. Otherwise, where at most d_in / 4 principal components,
+    and no more than a quarter of the rows have, hold 90% of the variance, k is their number rounded up to a power of
+    two, and d_sae = 8 k. These are the least that reconstructs about as well as more does, and say nothing about what
+    features mean; docs/benchmarks.md says how they fare. Where the variance is spread over more, no k that is a sparse
+    code reconstructs nearly all of it, or the rows are too few to tell, and both are
     what is usual: k = 32, at most d_in / 8, and d_sae = 8 d_in. d_sae is a multiple of 64.
     """
     variances, d_in = spectrum(x), x.shape[1]
@@ -100,7 +101,8 @@ def suggest_sizes(x: Float[Tensor, "rows d_in"]) -> Sizes:
         features = round_up(math.ceil(FEATURES_PER_DIRECTION * total))
         return Sizes(features, round(per_row), rank, "fourth moments")
     components = principal_components(variances, HELD)
-    if components <= max(1, SPARSE * d_in):
+    # few rows have few components whatever they are
+    if components <= max(1, SPARSE * min(d_in, len(x) - 1)):
         k = 1 << (components - 1).bit_length()
         return Sizes(round_up(FEATURES_PER_COMPONENT * k), k, rank, "principal components")
     return Sizes(

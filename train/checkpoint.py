@@ -87,6 +87,7 @@ class Checkpoints:
             "step": state.step,
             "rows": state.rows,
             "features": sae.config.d_sae,
+            "precision": sae.precision,
             "per_feature": sorted(rowwise),
             "loader": dict(loader),
             "identity": self.identity,
@@ -136,6 +137,8 @@ class Checkpoints:
     ) -> tuple[TrainState, dict[str, Any]]:
         """Put the checkpoint after `step` steps back into `sae` and `optimiser`; see `newest_common`.
 
+        The dictionary's precision is that of the checkpoint from then on: `auto` may mean another on this machine.
+
         Returns
         -------
         tuple
@@ -155,6 +158,7 @@ class Checkpoints:
             raise _damaged(place, error) from error
         silent = tensors.pop("silent_rows").to(self.world.device)
         sae.load_state_dict(_under(tensors, "sae"))
+        sae.precision = index.get("precision", sae.precision)
         _load_adam(sae, optimiser, _under(tensors, "adam"))
         self._newest = step
         return TrainState(silent, step=step, rows=index["rows"]), dict(index["loader"])

@@ -24,7 +24,7 @@ from activations_cache.splits import SPLITS
 from sae.config import Config
 from sae.dictionary import Dictionary
 
-from .paired import Resamples, changes, probability, recovered, resample
+from .paired import Resamples, changes, figure, probability, recovered, resample
 from .portfolio import Part, periods_of, segments_of
 
 if TYPE_CHECKING:
@@ -234,9 +234,9 @@ def _report(
         "segments": {name: [part_of(part) for part in parts] for name, parts in segments.items()},
         "periods": [part_of(part) for part in periods],
     }
-    if "auc" in samples["model"]:
-        known = np.isfinite(found.truth)
-        truth = found.truth[known]
+    known = np.isfinite(found.truth)
+    truth = found.truth[known]
+    if len(np.unique(truth)) > 1:
         out |= {
             "model": discrimination(truth, probability(plain[known])).to_dict(),
             "spliced": discrimination(truth, probability(spliced[known])).to_dict(),
@@ -247,7 +247,7 @@ def _report(
 
 
 def _part_figures(samples: Resamples, entity: Int[np.ndarray, " rows"]) -> dict[str, Any]:
-    model = {name: float(v[0]) for name, v in samples["model"].items() if name != "mean_abs_dpd"}
+    model = {name: figure(v)[0] for name, v in samples["model"].items() if name != "mean_abs_dpd"}
     return {
         "rows": len(entity),
         "entities": len(np.unique(entity)),

@@ -25,7 +25,8 @@ class Interrupt:
     Launchers pass on what the terminal or the scheduler sent to every process already, so what comes within
     three seconds of the first is the same request.
 
-    Outside the main thread, where Python sets no handlers, it never notes anything.
+    Outside the main thread, where Python sets no handlers, it never notes anything. What was noted and led to no
+    exception acts at the end.
 
     Attributes
     ----------
@@ -47,6 +48,9 @@ class Interrupt:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._restore()
+        if kind is None and self.signal is not None:
+            # it came after the last time that anybody asked
+            signal.raise_signal(self.signal)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:

@@ -96,11 +96,11 @@ def resample(
     Returns
     -------
     dict
-        The measures of `Scored.measure`, where both outcomes occur, and `mean_abs_dpd`.
+        The measures of `Scored.measure`, where an outcome is known, and `mean_abs_dpd`.
     """
     within = np.ones(len(truth), dtype=bool) if within is None else within
     known = within & np.isfinite(truth)
-    judged = len(np.unique(truth[known])) > 1
+    judged = bool(known.any())
     scored = {name: Scored(truth[known], logit[known]) for name, logit in logits.items()} if judged else {}
     base = probability(logits["model"][within])
     moved = {name: np.abs(probability(logit[within]) - base) for name, logit in logits.items()}

@@ -56,10 +56,11 @@ def advise(dead: float, waited: float, plan: Plan, *, d_sae: int) -> tuple[str, 
     advice = []
     if dead > TOO_MUCH:
         alive = math.ceil((1 - dead) * d_sae)
+        enough = math.ceil(alive / 64) * 64
+        smaller = f"sae.d_sae={enough} would hold the {alive:,} that fire; or " if enough < d_sae else ""
         advice.append(
             f"{dead:.0%} of the features were silent for the last {plan.dead_after_rows:,} rows: "
-            f"sae.d_sae={math.ceil(alive / 64) * 64} would hold the {alive:,} that fire; or raise sae.k, sae.aux_alpha "
-            "or train.rows"
+            f"{smaller}raise sae.k, sae.aux_alpha or train.rows"
         )
     if waited > TOO_MUCH:
         advice.append(f"{waited:.0%} of the time went into waiting for data: put the store on a faster disk")

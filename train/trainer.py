@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae.base import SAE, Batch, Losses, SAEConfig
 from sae.errors import UserError
+from sae.kernels import find_precision
 from sae.sizing import suggest_sizes
 from sae.world import World
 
@@ -182,10 +183,12 @@ def train_together(
                 if last or signal or lead.state.step % lead.config.checkpoint_every == 0:
                     for trainer in trainers:
                         trainer.save()
-                if signal and not last:
+                if signal:
                     _finish(trainers)
                     raise KeyboardInterrupt(signal)
-        _finish(trainers)
+            _finish(trainers)
+            if signal := interrupt.agreed(lead.world):
+                raise KeyboardInterrupt(signal)
     except TrainingError:
         _finish(trainers)
         raise
@@ -250,7 +253,11 @@ def _announce(
     together = sum(members.each(lambda group: group.probe(batch), groups)) / members.workers
     seconds = together * (lead.plan.steps - lead.state.step)
     who = f"{len(trainers)} dictionaries, " if len(trainers) > 1 else ""
-    place = f", continuing at step {lead.state.step:,}" if lead.state.step else ""
+    place = ""
+    if lead.state.step:
+        place = f", continuing at step {lead.state.step:,}"
+        if lead.sae.precision != find_precision(lead.config.precision, lead.world.device):
+            place += f" in {lead.sae.precision}, as it was begun"
     progress(
         0,
         lead.plan.steps,

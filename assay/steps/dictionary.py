@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from assay.config import RunConfig
 from assay.stages import Context
 from sae.base import SAE
 from sae.checkpoint import load_sae
+from sae.plain import as_json
 from train.evaluate import evaluate_baselines, evaluate_dictionary
 from train.fidelity import evaluate_fidelity
 from train.imported import import_dictionary
@@ -49,10 +50,12 @@ def make_evaluation(context: Context, out: Path) -> None:
     """Measure the dictionary that labels speak of."""
     context.console.note(_fidelity_note(context.config))
     record = measure(context, context.dictionary)
-    for split in ("discover", "confirm", "out_of_time"):
-        if split in record:
-            context.console.note(_reconstruction_note(record, split))
-    out.write_text(json.dumps(record, indent=1))
+    measured = [split for split in ("discover", "confirm", "out_of_time") if split in record]
+    for split in measured:
+        context.console.note(_reconstruction_note(record, split))
+    if not measured:
+        context.console.note("nothing is measured: the store has no held-out rows")
+    out.write_text(as_json(record, indent=1))
 
 
 def measure(context: Context, name: str) -> dict[str, Any]:
@@ -91,7 +94,8 @@ def _reconstruction_note(record: dict[str, Any], split: str) -> str:
         for name, part in record.get("baselines", {}).items()
         if split in part
     ]
-    text = f"{split}: FVU {found['fvu']:.3f}, L0 {found['l0']:.1f}, dead {found['dead']:.1%}"
+    fvu = f"{found['fvu']:.3f}" if math.isfinite(found["fvu"]) else "not defined (the rows do not vary)"
+    text = f"{split}: FVU {fvu}, L0 {found['l0']:.1f}, dead {found['dead']:.1%}"
     return f"{text}; FVU at that L0 of {', '.join(beside)}" if beside else text
 
 

@@ -22,8 +22,9 @@ def make_sizes(context: Context, out: Path) -> None:
     rank = f"effective rank of the rows {found.effective_rank:.1f}"
     if found.told_by == "nothing":
         context.console.note(
-            f"{rank}: the variance is spread over so many dimensions that no sparse code holds nearly all of it, so what is "
-            f"usual is taken where none is given, d_sae {found.d_sae:,} and k {found.k}; "
+            f"{rank}: their variance is spread over so much (more than a quarter of the dimensions, or of the rows there "
+            "are) that it tells no sizes, so what is usual is taken where none is given, "
+            f"d_sae {found.d_sae:,} and k {found.k}; "
             "a sweep over sae.k shows what reconstruction costs"
         )
     else:

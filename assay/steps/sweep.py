@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 from assay.stages import Context
 from sae.checkpoint import write_atomically
 from sae.errors import StoreError
+from sae.plain import as_json
 from train.frontier import SWEEP, Point, as_svg, own_seconds, write_sweep
 from train.plan import make_plan
 from train.progress import LiveTable
@@ -60,7 +61,7 @@ def make_sweep_evaluation(context: Context, out: Path) -> None:
     Raises
     ------
     StoreError
-        The store has no held-out rows.
+        The store has no held-out rows, or none that vary.
     """
     points, split = [], ""
     for folder in member_folders(context):
@@ -69,8 +70,13 @@ def make_sweep_evaluation(context: Context, out: Path) -> None:
         if not held_out:
             raise StoreError("a sweep compares dictionaries on held-out rows", got="none in the store")
         split = held_out[0]
-        write_atomically(folder / "evaluation.json", json.dumps(record, indent=1).encode())
+        write_atomically(folder / "evaluation.json", as_json(record, indent=1).encode())
         fvu, l0, dead = (record[split][name] for name in ("fvu", "l0", "dead"))
+        if not math.isfinite(fvu):
+            raise StoreError(
+                "a sweep compares dictionaries on held-out rows",
+                got=f"rows of {split} that do not vary",
+            )
         points.append(Point(folder.name, fvu, l0, dead, own_seconds(folder / METRICS)))
     drawing = (context.folder / "sae" / SWEEP).with_suffix(".svg")
     write_atomically(drawing, as_svg(points, split).encode())

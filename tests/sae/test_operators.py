@@ -105,6 +105,13 @@ def test_auxk_reaches_dead_features_only_and_those_with_negative_pre_activations
         assert torch.equal(touched, dead)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_rows_that_are_alike_leave_auxk_nothing_to_explain(rows):
+    x, *weights = parameters(rows=1)
+    alike, dead = x.repeat(rows, 1), torch.arange(9) < 3
+    assert auxk(alike, 0 * alike, tuple(weights), dead=dead, k_aux=2, kernels=CPU, world=WORLD) == 0
+
+
 def test_auxk_of_a_perfect_reconstruction_is_finite():
     x, W_enc, b_enc, W_dec, b_dec = parameters()
     dead = torch.ones(9, dtype=torch.bool)

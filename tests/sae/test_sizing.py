@@ -90,6 +90,12 @@ def test_rows_of_which_no_few_components_hold_most_get_what_is_usual(d_in, k):
     assert found.supports(100 * d_in, 2 * k), "nothing speaks against other numbers"
 
 
+@pytest.mark.parametrize(("rows", "d_in"), [(100, 768), (256, 1024)])
+def test_few_rows_have_few_components_whatever_they_are(rows, d_in):
+    found = suggest_sizes(torch.randn(rows, d_in, generator=torch.Generator().manual_seed(0)))
+    assert (found.d_sae, found.k, found.told_by) == (8 * d_in, 32, "nothing")
+
+
 def test_full_rank_noise_is_no_sum_of_a_thousand_directions():
     for seed in range(8):
         x = torch.randn(2048, 64, generator=torch.Generator().manual_seed(seed))

@@ -97,9 +97,19 @@ def test_a_part_has_the_figures_of_its_rows(book):
     assert np.std(samples["model"]["auc"]) > np.std(whole["model"]["auc"])
 
 
-def test_without_two_outcomes_only_distances_are_left(book):
+def test_with_one_outcome_there_is_no_discrimination_but_calibration(book):
     entity, _, logits = book
     samples = resample(np.zeros(1200), logits, entity, n_bootstrap=50, seed=0)
+    found = changes(samples, "spliced")
+    assert all(found[name] == (None, None, None) for name in ("auc", "gini", "ks"))
+    shift = np.square(probability(logits["spliced"])).mean() - np.square(probability(logits["model"])).mean()
+    assert found["brier"][0] == pytest.approx(shift)
+    assert found["calibration_error"][0] > 0 and found["loss"][0] > 0
+
+
+def test_without_outcomes_only_distances_are_left(book):
+    entity, _, logits = book
+    samples = resample(np.full(1200, np.nan), logits, entity, n_bootstrap=50, seed=0)
     assert set(samples["spliced"]) == {"mean_abs_dpd"}
 
 

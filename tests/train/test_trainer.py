@@ -9,7 +9,9 @@ import types
 import pytest
 import torch
 
+from sae.base import SAEConfig
 from sae.codes import from_dense
+from sae.config import parse_config
 from sae.errors import CheckpointError
 from sae.metrics import match
 from sae.sizing import suggest_sizes
@@ -17,7 +19,9 @@ from sae.world import World
 from train.checkpoint import complete
 from train.groups import make_groups
 from train.inputs import Inputs
-from train.plan import TrainConfig
+from train.interrupt import Interrupt
+from train.plan import TrainConfig, make_plan
+from train.result import advise
 from train.run import choose_hook
 from train.state import TrainState
 from train.trainer import SAMPLE_ROWS, TrainingError
@@ -193,6 +197,51 @@ def test_a_signal_ends_after_the_step_with_a_checkpoint(number, small, trainer, 
     assert_same_bits(again, whole)
 
 
+def test_a_signal_in_the_last_step_is_not_forgotten(small, trainer, tmp_path):
+    run = trainer(small, tmp_path, sae=SAE, **RUN)
+
+    def interrupt(done, total, text):
+        if done == total:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        run.fit(interrupt)
+    assert caught.value.args == (signal.SIGTERM,)
+    again = trainer(small, tmp_path, sae=SAE, **RUN)
+    again.fit()
+    assert again.state.step == 60
+
+
+def test_a_signal_that_nobody_asked_for_acts_at_the_end():
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: seen.append(number))
+    try:
+        with Interrupt():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert not seen
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_run_goes_on_in_the_precision_that_it_was_begun_in(small, trainer, tmp_path):
+    """`auto` may mean another on the machine that takes over."""
+    lines = []
+
+    def stop(done, total, text):
+        if done == 30:
+            raise StopError
+
+    run = trainer(small, tmp_path, sae=SAE, precision="fp32", **RUN)
+    run.sae.precision = "bf16"
+    with pytest.raises(StopError):
+        run.fit(stop)
+    again = trainer(small, tmp_path, sae=SAE, precision="fp32", **RUN)
+    again.fit(lambda done, total, text: lines.append(text))
+    assert again.sae.precision == "bf16"
+    assert "continuing at step 25 in bf16, as it was begun" in lines[0]
+
+
 def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(small, trainer, tmp_path):
     trainer(small, tmp_path, sae=SAE, **RUN).fit()
     with pytest.raises(CheckpointError, match=r"another run[\s\S]*plan"):
@@ -224,6 +273,16 @@ def test_dead_features_and_slow_data_are_reported(small, trainer, tmp_path):
     assert result.waited > 0.1
     assert len(result.advice) == 2
     assert "sae.d_sae" in result.advice[0]
+
+
+@pytest.mark.parametrize(
+    ("d_sae", "dead", "says"), [(400, 0.5, "sae.d_sae=256 would hold the 200"), (40, 0.5, None)]
+)
+def test_no_larger_dictionary_is_advised_where_features_are_dead(d_sae, dead, says):
+    plan = make_plan(parse_config(TrainConfig, RUN, where="test"), parse_config(SAEConfig, SAE, where="test"))
+    (advice,) = advise(dead, 0.0, plan, d_sae=d_sae)
+    assert says in advice if says else "d_sae" not in advice
+    assert "raise sae.k" in advice
 
 
 def test_rows_of_a_small_split_do_not_count_twice_for_what_they_support(
