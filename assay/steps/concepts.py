@@ -31,11 +31,21 @@ def check_concepts(config: RunConfig) -> None:
     Raises
     ------
     ConceptError
-        A file is wrong or absent.
+        A file is wrong or absent, or there would be no concept at all.
     """
     assert config.concepts is not None
     if config.concepts.paths:
-        load_concepts([Path(p) for p in config.concepts.paths])
+        library = load_concepts([Path(p) for p in config.concepts.paths])
+        if config.panel is not None and config.reads_panel and not config.concepts.tables:
+            found, skipped = library.applicable(config.panel.product, list(config.panel.columns))
+            labels, ahead = _without_outcomes(found)
+            if not labels:
+                reasons = [f"{s.id}: {s.reason}" for s in (*skipped, *ahead)]
+                raise ConceptError(
+                    "no concept applies to this panel",
+                    got="; ".join(reasons[:3]) + ("; ..." if len(reasons) > 3 else ""),
+                    do="check concepts.paths, panel.product and panel.columns",
+                )
     for table in config.concepts.tables:
         for path in (table.path, table.meta):
             if path is not None and "{run}" not in path and not Path(path).is_file():
