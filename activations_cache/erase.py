@@ -138,7 +138,8 @@ def read_ids(file: Path, *, column: str | None = None) -> list[str]:
     file
         Text; `.csv` and `.parquet` are read as such.
     column
-        Which column; by default `id`, `entity` or `entity_id`, or the only one.
+        Which column; by default `id`, `entity` or `entity_id`, or the only one of a Parquet file. The first line of a CSV
+        file names its columns.
 
     Raises
     ------
@@ -148,16 +149,26 @@ def read_ids(file: Path, *, column: str | None = None) -> list[str]:
     try:
         if file.suffix.lower() == ".parquet":
             ids = _column(pq.read_table(file), file, column)
-        elif file.suffix.lower() == ".csv":
-            names = pcsv.open_csv(file).schema.names
+        elif file.suffix.lower() in (".csv", ".tsv"):
+            parse = pcsv.ParseOptions(delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
+            names = pcsv.open_csv(file, parse_options=parse).schema.names
+            if column is None and not set(names) & set(_COLUMNS):
+                # one column is no header: an id in the first line would be taken for its name, and kept
+                raise StoreError(
+                    f"{file} does not say which column holds the ids",
+                    got=f"a first line of {', '.join(names)}",
+                    expected=", ".join(_COLUMNS),
+                    do="name the column (--column), or give a text file with one id per line",
+                )
             # ids are text: 007 is not 7
             options = pcsv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True
             )
-            ids = _column(pcsv.read_csv(file, convert_options=options), file, column)
+            table = pcsv.read_csv(file, parse_options=parse, convert_options=options)
+            ids = _column(table, file, column)
         else:
-            ids = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, pa.ArrowInvalid, UnicodeDecodeError) as error:
+            ids = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise StoreError(f"{file} cannot be read", got=str(error).splitlines()[0]) from error
     if not ids or None in ids or "" in ids:
         raise StoreError(

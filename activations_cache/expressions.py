@@ -110,8 +110,8 @@ def parse_expression(
     _check_text(text)
     try:
         writer = Writer(
-            columns={name.casefold(): name for name in columns},
-            windows={name.casefold(): name for name in windows},
+            columns={name.lower(): name for name in columns},
+            windows={name.lower(): name for name in windows},
             ahead=ahead,
         )
         sql = writer.write(_tree(text, writer.windows))

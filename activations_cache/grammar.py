@@ -123,7 +123,7 @@ class Writer:
 
     def _column_ref(self, node: Mapping[str, Any]) -> str:
         names = node["column_names"]
-        found = self.columns.get(names[0].casefold()) if len(names) == 1 else None
+        found = self.columns.get(names[0].lower()) if len(names) == 1 else None
         if found is None:
             raise ExpressionError(
                 f"unknown column {'.'.join(names)!r}{_near(names[-1], self.columns.values())}"
@@ -248,14 +248,14 @@ class Writer:
             not plain
             or extra
             or node.get("exclude_clause") != "NO_OTHER"
-            or marker[1:].casefold() not in self.windows
+            or marker[1:].lower() not in self.windows
         ):
             raise ExpressionError(
                 "write OVER and the name of a declared window; no frame, PARTITION BY or ORDER BY"
             )
         if node.get("distinct"):
             raise ExpressionError("DISTINCT is not allowed over a window")
-        return self.windows[marker[1:].casefold()]
+        return self.windows[marker[1:].lower()]
 
     def _arguments(self, node: Mapping[str, Any]) -> list[str]:
         return [self.write(argument["expression"]) for argument in node.get("arguments", [])]
@@ -288,5 +288,5 @@ def _check_count(name: str, count: int, limits: tuple[int, int]) -> None:
 
 
 def _near(name: str, known: Collection[str]) -> str:
-    near = difflib.get_close_matches(name.casefold(), known, n=1)
+    near = difflib.get_close_matches(name.lower(), known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

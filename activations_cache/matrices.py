@@ -83,7 +83,8 @@ def _open_safetensors(path: Path, key: str | None) -> Matrix:
 def _open_parquet(path: Path, key: str | None) -> Matrix:
     file = pq.ParquetFile(path, memory_map=True)
     schema = file.schema_arrow
-    lists = [f.name for f in schema if pa.types.is_list(f.type) or pa.types.is_fixed_size_list(f.type)]
+    kinds = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
+    lists = [f.name for f in schema if any(is_kind(f.type) for is_kind in kinds)]
     rows = file.metadata.num_rows
     if lists or key is not None:
         names = [_choose(path, lists, key, "column of lists")]

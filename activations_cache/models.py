@@ -90,8 +90,9 @@ class ModuleConfig(ModelConfig):
         return adapter
 
     def files(self) -> Sequence[Path]:
-        """Return the source files of both functions."""
-        return sorted({source_file(text) for text in (self.import_, self.adapter_) if text is not None})
+        """Return the source files of both functions, and what their arguments name, such as weights."""
+        sources = {source_file(text) for text in (self.import_, self.adapter_) if text is not None}
+        return sorted(sources | set(named_files(self.arguments)))
 
 
 class PretrainedConfig(ModelConfig):
@@ -232,6 +233,23 @@ def source_file(text: str) -> Path:
     if spec is None or spec.origin is None:
         raise ConfigError(f"{text}: no module {module}", do="install it, or run from the folder it lies in")
     return Path(spec.origin)
+
+
+def named_files(value: Any) -> list[Path]:
+    """Return the files and folders that the texts in some arguments name, at any depth."""
+    if isinstance(value, Mapping):
+        return [path for part in value.values() for path in named_files(part)]
+    if isinstance(value, list | tuple):
+        return [path for part in value for path in named_files(part)]
+    if not isinstance(value, str | Path) or not str(value):
+        return []
+    path = Path(value)
+    try:
+        there = path.is_file() or path.is_dir()
+    except (OSError, ValueError):
+        return []
+    # the folder that one works in, or above it, is no input
+    return [path] if there and not Path.cwd().is_relative_to(path.resolve()) else []
 
 
 def module_hash(model: nn.Module) -> str:

@@ -20,7 +20,7 @@ from sae.errors import PanelError
 from .splits import SPLITS, SplitConfig
 
 FORMAT_VERSION = 1
-RESERVED = ("entity", "id", "time", "t", "split", "inner", "outcome")
+RESERVED = ("entity", "id", "time", "time_as_given", "t", "split", "inner", "outcome")
 
 
 class PanelConfig(Config):
@@ -53,6 +53,11 @@ class PanelConfig(Config):
         for name in columns:
             if not name.isidentifier() or name.lower() in RESERVED or name.startswith("audit_"):
                 raise ValueError(f"column name {name!r} is reserved or not a plain identifier")
+        alike = sorted(
+            {name.lower() for name in columns if [n.lower() for n in columns].count(name.lower()) > 1}
+        )
+        if alike:
+            raise ValueError(f"column names that differ in case alone: {', '.join(alike)}")
         return columns
 
 

@@ -48,7 +48,7 @@ def prepare(config: PanelConfig, out: Path, *, threads: int = 2) -> dict[str, An
     with sql.connect(threads=threads, memory_limit=MEMORY_LIMIT, spill=out) as connection:
         available = sql.load_table(connection, "raw", paths)
         sql.lock(connection)
-        _canonical(connection, config, _check_config(config, available))
+        _canonical(connection, config, _check_config(config, available), paths)
         _check_rows(connection, config)
         table = connection.sql("SELECT * FROM canonical ORDER BY id, time").to_arrow_table()
     return _write(config, table, out)
@@ -81,9 +81,14 @@ def _check_config(config: PanelConfig, available: Sequence[str]) -> dict[str, st
     return admitted
 
 
-def _canonical(connection: duckdb.DuckDBPyConnection, config: PanelConfig, admitted: dict[str, str]) -> None:
-    time = time_expression(connection, "raw", config.time, config.period)
-    parts = [f"CAST({sql.quote(config.entity)} AS VARCHAR) AS id", f"{time} AS time"]
+def _canonical(
+    connection: duckdb.DuckDBPyConnection,
+    config: PanelConfig,
+    admitted: dict[str, str],
+    paths: Sequence[Path],
+) -> None:
+    time = time_expression(connection, "raw", config.time, config.period, files=paths)
+    parts = [f"{sql.id_of(config.entity)} AS id", f"{time} AS time"]
     parts += [f"{sql.quote(config.time)} AS time_as_given"]
     failures = []
     for name, expression in admitted.items():
@@ -159,7 +164,15 @@ def _write(config: PanelConfig, table: pa.Table, out: Path) -> dict[str, Any]:
     time = table["time"].to_numpy().astype(np.int64)
     split = entity_split[entity]
     if config.split.out_of_time is not None:
-        split = np.where(time >= _period(config), SPLITS.index("out_of_time"), split).astype(np.int8)
+        late = time >= _period(config, whole=pa.types.is_integer(table["time_as_given"].type))
+        if late.all() or not late.any():
+            side = "before" if late.all() else "after"
+            raise PanelError(
+                f"panel.split.out_of_time={config.split.out_of_time!r} leaves nothing {side} it",
+                got=f"periods {time.min()} to {time.max()}",
+                do="choose a period within the panel's",
+            )
+        split = np.where(late, SPLITS.index("out_of_time"), split).astype(np.int8)
     counts = np.bincount(entity_split, minlength=3)[:3]
     if (counts == 0).any():
         empty = [SPLITS[i] for i in range(3) if not counts[i]]
@@ -189,15 +202,21 @@ def _write(config: PanelConfig, table: pa.Table, out: Path) -> dict[str, Any]:
     return profile
 
 
-def _period(config: PanelConfig) -> int:
+def _period(config: PanelConfig, *, whole: bool) -> int:
+    """Return the first period out of time; `whole` = the panel counts its periods itself."""
     cut = config.split.out_of_time
     if isinstance(cut, int):
         return cut
+    if whole:
+        raise PanelError(
+            f"panel.split.out_of_time={cut!r} is a date, and {config.time} counts periods",
+            expected="a number, as in that column",
+        )
     try:
         year, month, *day = (int(part) for part in str(cut).split("-"))
+        date = np.datetime64(f"{year:04d}-{month:02d}-{day[0] if day else 1:02d}")
         if config.period == "month":
             return year * 12 + month - 1
-        date = np.datetime64(f"{year:04d}-{month:02d}-{day[0] if day else 1:02d}")
         return int((date - np.datetime64("1970-01-01")).astype(int))
     except ValueError as error:
         raise PanelError(

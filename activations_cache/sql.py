@@ -7,6 +7,7 @@ no network, no extension, no Python variable, and no setting can be changed.
 
 from __future__ import annotations
 
+import glob
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -68,7 +69,10 @@ def connect(
     }
     if spill_limit is not None:
         config["max_temp_directory_size"] = spill_limit
-    return duckdb.connect(config=config)
+    connection = duckdb.connect(config=config)
+    # that of the machine would decide to which month a time belongs
+    connection.execute("SET TimeZone = 'UTC'")
+    return connection
 
 
 def lock(connection: duckdb.DuckDBPyConnection) -> None:
@@ -138,11 +142,12 @@ def _format(path: Path) -> str | None:
 def _load_csv(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[Path]) -> None:
     header: list[str] | None = None
     for path in paths:
-        reader = connection.read_csv(str(path.resolve()), sample_size=-1)
+        reader = connection.read_csv(glob.escape(str(path.resolve())), sample_size=-1)
         if header is not None and reader.columns != header:
             raise ValueError(f"{path.name} has the columns {reader.columns}, {paths[0].name} has {header}")
         header = reader.columns
-    files = "[" + ", ".join("'" + str(path.resolve()).replace("'", "''") + "'" for path in paths) + "]"
+    literal = [glob.escape(str(path.resolve())).replace("'", "''") for path in paths]
+    files = "[" + ", ".join(f"'{path}'" for path in literal) + "]"
     connection.execute(f"CREATE TABLE {quote(name)} AS SELECT * FROM read_csv({files}, sample_size = -1)")
 
 
@@ -159,7 +164,34 @@ def _dataset(paths: Sequence[Path], *, arrow: bool) -> Any:
         found = pyarrow.dataset.dataset(str(path.resolve()), format=source.format).schema
         if found.names != source.schema.names:
             raise ValueError(f"{path.name} has {found.names}, {paths[0].name} has {source.schema.names}")
+        for one, other in zip(found, source.schema, strict=True):
+            if _is_text(one.type) != _is_text(other.type):
+                # 00001 would become 1
+                raise ValueError(f"{path.name} has {one.name} as {one.type}, {paths[0].name} as {other.type}")
     return source
+
+
+def _is_text(kind: Any) -> bool:
+    import pyarrow
+
+    kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind
+    return bool(pyarrow.types.is_string(kind) or pyarrow.types.is_large_string(kind))
+
+
+def zone_of(path: Path, name: str) -> str:
+    """Return the time zone of a column of times, as the file has it; UTC where the format knows none."""
+    if _format(path) == "csv":
+        return "UTC"
+    return (
+        getattr(_dataset([path], arrow=_format(path) == "arrow").schema.field(name).type, "tz", None) or "UTC"
+    )
+
+
+def id_of(name: str) -> str:
+    """Return SQL that gives a column's values as ids, which are text; null where it is null or not a number."""
+    column = quote(name)
+    missing = f"typeof({column}) IN ('DOUBLE', 'FLOAT') AND isnan(TRY_CAST({column} AS DOUBLE))"
+    return f"CASE WHEN NOT ({missing}) THEN CAST({column} AS VARCHAR) END"
 
 
 def _is_stream(path: Path) -> bool:

@@ -17,7 +17,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for pattern in patterns:
         path = Path(pattern).expanduser()
-        if not any(c in pattern for c in "*?["):
+        if path.exists() or not any(c in pattern for c in "*?["):
             found.append(path)
             continue
         matches = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
@@ -27,12 +27,20 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
     return found
 
 
-def time_expression(connection: duckdb.DuckDBPyConnection, table: str, name: str, period: str) -> str:
-    """Return SQL that gives a time column's period index (month or day), or null where it cannot be read."""
+def time_expression(
+    connection: duckdb.DuckDBPyConnection, table: str, name: str, period: str, *, files: Sequence[Path]
+) -> str:
+    """Return SQL that gives a time column's period index (month or day), or null where it cannot be read.
+
+    Times with a zone count in that of their column in the files, which is UTC in CSV: never in that of the machine.
+    """
     column = sql.quote(name)
     found = connection.execute(f"SELECT typeof({column}) FROM {sql.quote(table)} LIMIT 1").fetchall()
     kind = str(found[0][0]).upper() if found else "NULL"
-    if kind.startswith(("DATE", "TIMESTAMP")):
+    if kind == "TIMESTAMP WITH TIME ZONE":
+        zone = sql.zone_of(files[0], name).replace("'", "''")
+        date = f"CAST(timezone('{zone}', {column}) AS DATE)"
+    elif kind.startswith(("DATE", "TIMESTAMP")):
         date = f"CAST({column} AS DATE)"
     elif kind == "VARCHAR":
         text = f"trim({column})"

@@ -17,6 +17,27 @@ FORMAT_VERSION = 1
 Inputs = dict[str, Any]
 
 
+def read_record(path: Path) -> dict[str, Any]:
+    """Return what run.json holds.
+
+    Raises
+    ------
+    UserError
+        It cannot be read, or is no record of a run.
+    """
+    try:
+        data = json.loads(path.read_text())
+        if not isinstance(data["stages"], dict):
+            raise TypeError("its stages are no mapping")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{path} is damaged, or no record of a run",
+            got=str(error) or type(error).__name__,
+            do="restore it from a copy, or use another run folder (out=DIR)",
+        ) from error
+    return dict(data)
+
+
 class RunRecord:
     """run.json: the resolved configuration, and for every stage what it read and how long it took."""
 
@@ -24,7 +45,7 @@ class RunRecord:
         self.path = folder / "run.json"
         self.data: dict[str, Any] = {"format_version": FORMAT_VERSION, "stages": {}}
         if self.path.is_file():
-            data = json.loads(self.path.read_text())
+            data = read_record(self.path)
             if data.get("format_version") != FORMAT_VERSION:
                 raise UserError(
                     f"{self.path} was written by another version",
@@ -108,7 +129,14 @@ def run_lock(folder: Path) -> Iterator[None]:
     UserError
         Another process works in it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be a run folder",
+            got=error.strerror or str(error),
+            do="name another one (out=DIR)",
+        ) from error
     with (folder / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -18,6 +18,7 @@ from sae.errors import UserError
 from train.frontier import SWEEP, as_table, read_sweep
 
 from .console import Console
+from .freshness import read_record
 
 N_SHOWN = 20
 
@@ -35,7 +36,10 @@ def read_run(folder: Path) -> dict[str, Any]:
         raise UserError(
             f"{folder} is no run folder", got="no run.json in it", expected="what `assay run` wrote to out"
         )
-    run: dict[str, Any] = json.loads(path.read_text())
+    run = read_record(path)
+    lost = [name for name in ("name", "config", "versions") if name not in run]
+    if lost:
+        raise UserError(f"{path} is no record of a run", got=f"no {', '.join(lost)} in it")
     return run
 
 

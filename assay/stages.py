@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from sae.errors import UserError
 from sae.world import World
 
 from .config import RunConfig
@@ -195,6 +196,7 @@ class Runner:
             if stage.together:
                 self.ranks.say(stage.name, "is fresh")
             return
+        self._spare_what_is_not_ours(stage, record)
         console.started(stage.name, self._why(stage, record, inputs))
         began = time.monotonic()
         spent = record.get("seconds_so_far", 0.0) if record.get("begun") == mark else 0.0
@@ -221,6 +223,22 @@ class Runner:
         }
         self.record.write()
         console.finished(stage.name, seconds, output)
+
+    def _spare_what_is_not_ours(self, stage: Stage, record: dict[str, Any]) -> None:
+        """Refuse to replace what this run did not write, and what the stage itself reads."""
+        output = stage.output(self.context)
+        if output.exists() and not stage.in_place and not (record.get("begun") or record.get("output")):
+            raise UserError(
+                f"{output} is there already, and no run wrote it",
+                expected="a folder of this run's own, since stages replace what they wrote",
+                do="name another folder (out=DIR), or move it away",
+            )
+        for path in stage.files(self.context.config):
+            if path.resolve().is_relative_to(output.resolve()):
+                raise UserError(
+                    f"{path} lies where {stage.name} writes, which replaces {output}",
+                    do="move it, or name another folder (out=DIR)",
+                )
 
     def _is_fresh(self, stage: Stage, mark: str) -> bool:
         record = self.record.stage(stage.name)

@@ -232,6 +232,13 @@ def read_summary(folder: Path) -> dict[str, Any]:
             got="no summary.json",
             do="`assay run` with the sections concepts and label writes them",
         ) from error
-    if summary.get("format_version") != FORMAT_VERSION:
-        raise ValueError(f"{folder / 'summary.json'} has another format version than {FORMAT_VERSION}")
+    except ValueError as error:
+        raise ConfigError(
+            f"{folder / 'summary.json'} is damaged", got=str(error), do="`assay label` again"
+        ) from error
+    if not isinstance(summary, dict) or summary.get("format_version") != FORMAT_VERSION:
+        raise ConfigError(
+            f"{folder / 'summary.json'} is no summary of labels, or one of another version",
+            expected=f"format_version {FORMAT_VERSION}",
+        )
     return summary

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -64,6 +64,18 @@ class Family(Config):
         return member.model_validate(value)  # type: ignore[return-value]
 
 
+class PlainLoader(yaml.SafeLoader):
+    """`yaml.SafeLoader` that refuses a key that is there twice, of which the last would count."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Return the mapping of a node; YAMLError where a key is repeated."""
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        repeated = sorted({key for key in keys if keys.count(key) > 1})
+        if repeated:
+            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: repeated key(s) {', '.join(repeated)}")
+        return super().construct_mapping(node, deep=deep)
+
+
 def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -> ConfigT:
     """Read a YAML file, apply `key=value` overrides and validate the whole tree.
 
@@ -83,7 +95,7 @@ def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -
         or of the wrong type; all such problems are listed with their path.
     """
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), Loader=PlainLoader)
     except FileNotFoundError as error:
         raise ConfigError(
             f"no configuration file at {path}", do="check the path; examples are in configs/"

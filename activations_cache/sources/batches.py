@@ -12,7 +12,7 @@ from jaxtyping import Int
 from pydantic import ConfigDict, Field
 
 from activations_cache.inputs import ModelInputs
-from activations_cache.models import import_object, module_hash, source_file
+from activations_cache.models import import_object, module_hash, named_files, source_file
 from activations_cache.splits import SplitConfig
 from sae.errors import ConfigError
 from sae.world import World
@@ -55,8 +55,8 @@ class BatchesSourceConfig(SourceConfig):
         return ModelSource(BatchesFeed(batches, self.split), model, inputs.hooks, provenance=provenance)
 
     def files(self) -> Sequence[Path]:
-        """Return the source file of the function."""
-        return (source_file(self.import_),)
+        """Return the source file of the function, and what its arguments name."""
+        return sorted({source_file(self.import_), *named_files(self.arguments)})
 
 
 class BatchesFeed:

@@ -74,8 +74,8 @@ def read_events(config: EventsSourceConfig) -> tuple[Panel, pa.Array]:
         available = sql.load_table(connection, "raw", config.files())
         sql.lock(connection)
         selected = _selection(config, available)
-        time = time_expression(connection, "raw", config.time, config.period)
-        head = [f"CAST({sql.quote(config.entity)} AS VARCHAR) AS id", f"CAST({time} AS BIGINT) AS time"]
+        time = time_expression(connection, "raw", config.time, config.period, files=config.files())
+        head = [f"{sql.id_of(config.entity)} AS id", f"CAST({time} AS BIGINT) AS time"]
         if config.order is not None:
             head.append(f'{sql.quote(config.order)} AS "@order"')
         try:

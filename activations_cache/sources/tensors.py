@@ -152,13 +152,14 @@ def read_coordinates(config: CoordinatesConfig, n_rows: int) -> tuple[Coordinate
         lost = [c for c in (config.entity, config.time, config.position) if c is not None and c not in names]
         if lost:
             raise ConfigError(f"{where} lacks {', '.join(lost)}", expected=f"its columns: {', '.join(names)}")
-        parts = [f"CAST({sql.quote(config.entity)} AS VARCHAR) AS id"]
+        parts = [f"{sql.id_of(config.entity)} AS id"]
         if config.time is not None:
-            parts.append(
-                f"CAST({time_expression(connection, 'given', config.time, config.period)} AS BIGINT) AS time"
-            )
+            time = time_expression(connection, "given", config.time, config.period, files=[path])
+            parts.append(f"CAST({time} AS BIGINT) AS time")
         if config.position is not None:
-            parts.append(f"CAST({sql.quote(config.position)} AS BIGINT) AS position")
+            place = sql.quote(config.position)
+            whole = f"TRY_CAST({place} AS BIGINT)"
+            parts.append(f"CASE WHEN {whole} = TRY_CAST({place} AS DOUBLE) THEN {whole} END AS position")
         table = connection.sql(f"SELECT {', '.join(parts)} FROM given").to_arrow_table()
     if len(table) != n_rows:
         raise ConfigError(

@@ -89,6 +89,9 @@ def profile_lines(profile: dict[str, Any]) -> list[str]:
         ", ".join(f"{name} {s['entities']:,}" for name, s in profile["splits"].items() if s["entities"])
         + " entities",
     ]
+    late = profile["splits"].get("out_of_time", {}).get("rows", 0)
+    if late:
+        lines[-1] += f"; {late:,} of the rows out of time"
     missing = {n: c["missing"] for n, c in profile["column_profile"].items() if c["missing"] > 0}
     if missing:
         lines.append("missing: " + ", ".join(f"{n} {m:.1%}" for n, m in missing.items()))

@@ -7,12 +7,12 @@ import os
 import resource
 import subprocess
 import sys
-from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sae.config import PlainLoader
 from sae.errors import ConceptError
 
 MAX_BYTES = 1_000_000
@@ -20,8 +20,8 @@ MAX_ALIASES = 32
 MAX_NESTING = 16
 
 
-class _CappedLoader(yaml.SafeLoader):
-    """`yaml.SafeLoader` that also refuses alias bombs, deep nesting and repeated keys."""
+class _CappedLoader(PlainLoader):
+    """A loader that also refuses alias bombs and deep nesting."""
 
     def __init__(self, stream: str) -> None:
         super().__init__(stream)
@@ -39,13 +39,6 @@ class _CappedLoader(yaml.SafeLoader):
         node: yaml.Node | None = super().compose_node(parent, index)
         self.nesting -= 1
         return node
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        repeated = sorted({key for key in keys if keys.count(key) > 1})
-        if repeated:
-            raise yaml.YAMLError(f"line {node.start_mark.line + 1}: repeated key(s) {', '.join(repeated)}")
-        return super().construct_mapping(node, deep=deep)
 
 
 def read_yaml(path: Path) -> Any:

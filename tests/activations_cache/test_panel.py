@@ -1,8 +1,11 @@
 """Any table becomes the canonical panel, or one message says why not."""
 
+import time
+
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv
+import pyarrow.compute as pc
+import pyarrow.csv as pcsv
 import pyarrow.feather
 import pyarrow.parquet as pq
 import pytest
@@ -73,7 +76,7 @@ def test_every_format_gives_the_same_panel(tmp_path, kind):
     arrow = pa.table(table)
     if kind == "csv":
         path = str(tmp_path / "raw.csv")
-        pyarrow.csv.write_csv(arrow, path)
+        pcsv.write_csv(arrow, path)
     elif kind == "arrow":
         path = str(tmp_path / "raw.arrow")
         pyarrow.feather.write_feather(arrow, path, compression="uncompressed")
@@ -137,6 +140,11 @@ def broken(key, value, row=5):
     [
         (broken("when", 0), {}, ["more than once", "E001", "2 rows"]),
         (broken("when", None), {}, ["null or cannot be read", "E001"]),
+        (
+            lambda t: {**t, "who": np.where(np.arange(240) == 5, np.nan, np.arange(240) // 4.0)},
+            {},
+            ["1 rows without an entity"],
+        ),
         (lambda t: {**t, "when": np.tile(["a", "b", "c", "d"], 60)}, {}, ["cannot be read", "E000, a"]),
         (broken("bal", np.inf), {}, ["infinite", "E001"]),
         (broken("y", 7), {}, ["other than 0, 1", "7"]),
@@ -153,6 +161,80 @@ def test_what_cannot_be_trusted_is_one_message_with_the_offending_values(tmp_pat
     for word in words:
         assert word in str(caught.value)
     assert not (tmp_path / "panel" / "panel.parquet").exists()
+
+
+@pytest.mark.parametrize("zone", ["UTC", "Europe/Berlin", "America/New_York"])
+@pytest.mark.parametrize("here", ["UTC", "Asia/Tokyo", "America/Los_Angeles"])
+def test_times_with_a_zone_belong_to_the_months_of_that_zone_on_any_machine(
+    tmp_path, zone, here, monkeypatch
+):
+    monkeypatch.setenv("TZ", here)
+    time.tzset()
+    try:
+        table = raw_table()
+        local = pa.array(
+            np.tile(
+                np.array(["2005-04-01T00:30", "2005-05-31T23:30", "2005-07-01", "2005-08-31"], "M8[us]"), 60
+            )
+        )
+        table["when"] = pc.assume_timezone(local, zone)
+        panel, _ = prepared(tmp_path, table)
+    finally:
+        monkeypatch.undo()
+        time.tzset()
+    assert (panel.time[:4] - 2005 * 12).tolist() == [3, 4, 6, 7]
+
+
+@pytest.mark.parametrize("name", ["x.parquet", "x.csv"])
+def test_the_file_that_is_named_is_read_though_its_path_looks_like_a_pattern(tmp_path, name):
+    for folder, bal in (("a[1]", 1.0), ("a1", 2.0)):
+        (tmp_path / folder).mkdir()
+        table = pa.table({**raw_table(), "bal": np.full(240, bal)})
+        path = tmp_path / folder / name
+        pq.write_table(table, path) if name.endswith("parquet") else pcsv.write_csv(table, path)
+    out = tmp_path / "panel"
+    out.mkdir()
+    prepare(config(tmp_path / "a[1]" / name), out)
+    assert (Panel.open(out).values[:, 1] == 1.0).all()
+
+
+def test_files_that_have_ids_once_as_numbers_and_once_as_text_are_refused(tmp_path):
+    table = raw_table()
+    table["who"] = np.repeat(np.arange(60), 4)
+    one = write(tmp_path, table, "1.parquet")
+    two = write(tmp_path, {**table, "who": [f"{i:05d}" for i in table["who"] + 100]}, "2.parquet")
+    with pytest.raises(PanelError, match=r"2\.parquet has who as string, 1\.parquet as int64"):
+        prepare(config("").model_copy(update={"path": (str(one), str(two))}), tmp_path)
+
+
+def test_column_names_that_differ_in_a_letter_are_two(tmp_path):
+    table = {**raw_table(), "masse": np.full(240, 1.0), "maße": np.full(240, 2.0)}
+    panel, _ = prepared(tmp_path, table, columns={"m": "masse", "z": "maße"})
+    assert (panel.values == [1.0, 2.0]).all()
+
+
+@pytest.mark.parametrize("columns", [{"bal": "bal", "BAL": "lim"}, {"time_as_given": "bal"}])
+def test_canonical_names_that_would_meet_are_refused(columns):
+    with pytest.raises(ValueError, match="column name"):
+        config("x.parquet", columns=columns)
+
+
+@pytest.mark.parametrize(
+    ("when", "cut", "says"),
+    [
+        (None, "2005-10", "is a date, and when counts periods"),
+        (None, 17, "leaves nothing after it"),
+        (None, 0, "leaves nothing before it"),
+        (["2005-04", "2005-05", "2005-06", "2005-07"], "2005-13", "cannot read"),
+        (["2005-04", "2005-05", "2005-06", "2005-07"], "2007-01", "leaves nothing after it"),
+    ],
+)
+def test_a_time_cut_that_cuts_nothing_is_refused(tmp_path, when, cut, says):
+    table = raw_table()
+    if when:
+        table["when"] = np.tile(when, 60)
+    with pytest.raises(PanelError, match=says):
+        prepared(tmp_path, table, split=SplitConfig(out_of_time=cut))
 
 
 def test_too_few_entities_for_three_splits_is_said(tmp_path):

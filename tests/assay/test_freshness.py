@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+from pathlib import Path
 
+import numpy as np
+import pytest
+
+from activations_cache.models import ModuleConfig, named_files
 from activations_cache.sources.tensors import TensorsSourceConfig
 from assay.freshness import changes
 
@@ -66,3 +70,69 @@ def test_every_file_counts_though_they_have_one_name_and_so_does_how_they_are_re
     # a kind of source that reads otherwise than it did
     monkeypatch.setattr(TensorsSourceConfig, "version", 2)
     assert "harvest again, because source version" in " ".join(harvest().split())
+
+
+PANEL = """
+name: cards
+out: {folder}
+device: cpu
+panel: {{path: "{folder}/{place}/cards.csv", entity: id, time: t, columns: {{bal: bal}}}}
+"""
+
+
+@pytest.mark.parametrize(("place", "says"), [("panel", "no run wrote it"), ("data", None)])
+def test_a_run_replaces_nothing_that_it_did_not_write(command, tmp_path, place, says):
+    (tmp_path / place).mkdir()
+    cards = "id,t,bal\n" + "".join(f"E{i},{t},1\n" for i in range(60) for t in range(3))
+    (tmp_path / place / "cards.csv").write_text(cards)
+    (tmp_path / "config.yaml").write_text(PANEL.format(folder=tmp_path, place=place))
+    code, _, error = command("run", tmp_path / "config.yaml", cwd=tmp_path)
+    assert (code == 2 and says in error) if says else (code == 0)
+    assert (tmp_path / place / "cards.csv").read_text() == cards
+    if says is None:
+        # nor what it reads, once the folder is its own
+        (tmp_path / "panel" / "cards.csv").write_text(cards)
+        (tmp_path / "config.yaml").write_text(PANEL.format(folder=tmp_path, place="panel"))
+        code, _, error = command("run", tmp_path / "config.yaml", cwd=tmp_path)
+        assert code == 2 and "lies where panel writes" in error
+        assert (tmp_path / "panel" / "cards.csv").read_text() == cards
+
+
+def test_what_arguments_name_counts(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "w.pt").write_text("1")
+    (tmp_path / "parts").mkdir()
+    given = {
+        "weights": "w.pt",
+        "more": [{"folder": "parts"}, "cpu", 3, None],
+        "here": ".",
+        "long": "x" * 9000,
+    }
+    assert named_files(given) == [Path("w.pt"), Path("parts")]
+    model = ModuleConfig.model_validate({"import": "torch.nn:Linear", "arguments": given})
+    assert Path("w.pt") in model.files()
+
+
+def test_a_key_that_is_there_twice_is_refused(command, tmp_path):
+    (tmp_path / "config.yaml").write_text(CONFIG.format(folder=tmp_path) + "harvest: {}\n")
+    code, _, error = command("run", tmp_path / "config.yaml", cwd=tmp_path)
+    assert code == 2 and "repeated key(s) harvest" in error
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("run.json", "", "is damaged, or no record of a run"),
+        ("run.json", "[]", "is damaged, or no record of a run"),
+        ("run.json", '{"format_version": 1, "stages": {}}', "no name, config, versions in it"),
+        ("summary.json", "{", "is damaged"),
+        ("summary.json", "{}", "no summary of labels"),
+    ],
+)
+def test_a_record_that_is_none_of_ours_is_one_message(command, tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    code, _, error = command("inspect", tmp_path, cwd=tmp_path)
+    assert code == 2 and says in error
+    (tmp_path / "config.yaml").write_text(CONFIG.format(folder=tmp_path))
+    code, _, error = command("run", tmp_path / "config.yaml", f"out={tmp_path / name}", cwd=tmp_path)
+    assert code == 2 and "cannot be a run folder" in error

@@ -287,7 +287,11 @@ def test_lists_of_ids(tmp_path, store):
     (tmp_path / "a.txt").write_text("client-00001\n\n  client-00002 \n")
     (tmp_path / "a.csv").write_text("n,id\n1,007\n2,client-00003\n")
     (tmp_path / "b.csv").write_text("x,y\n1,2\n")
-    (tmp_path / "one.csv").write_text("who\n5\n")
+    (tmp_path / "one.csv").write_text("entity\n5\n")
+    (tmp_path / "bare.csv").write_text("00001\n00002\n")
+    (tmp_path / "a.tsv").write_text("id\twhy\n007\tasked\n")
+    (tmp_path / "bom.txt").write_text("007\n8\n", encoding="utf-8-sig")
+    pq.write_table(pa.table({"id": [["a"], ["b"]]}), tmp_path / "list.parquet")
     (tmp_path / "gap.csv").write_text("id,n\n5,1\n,2\n")
     (tmp_path / "empty.txt").write_text("\n")
     pq.write_table(pa.table({"entity_id": pa.array([7, 8]), "x": [0, 1]}), tmp_path / "a.parquet")
@@ -295,10 +299,12 @@ def test_lists_of_ids(tmp_path, store):
     assert read_ids(tmp_path / "a.csv") == ["007", "client-00003"]
     assert read_ids(tmp_path / "b.csv", column="y") == ["2"]
     assert read_ids(tmp_path / "one.csv") == ["5"]
+    assert read_ids(tmp_path / "a.tsv") == ["007"]
+    assert read_ids(tmp_path / "bom.txt") == ["007", "8"]
     assert read_ids(tmp_path / "a.parquet") == ["7", "8"]
     for file, column in (
         ("b.csv", None), ("b.csv", "z"), ("gap.csv", None), ("empty.txt", None), ("no.txt", None),
-        ("no.csv", None), ("no.parquet", None),
+        ("no.csv", None), ("no.parquet", None), ("bare.csv", None), ("list.parquet", None),
     ):  # fmt: skip
         with pytest.raises(StoreError):
             read_ids(tmp_path / file, column=column)
