@@ -100,7 +100,7 @@ def _at(*parts: str) -> Any:
 STAGES = (
     Stage("reference", 1, _has("reference"), _sections("reference"), (), _at("reference"), make_reference),
     Stage(
-        "panel", 1, _has("panel"), _sections("panel"), ("reference",), _at("panel"), make_panel, _panel_files
+        "panel", 2, _has("panel"), _sections("panel"), ("reference",), _at("panel"), make_panel, _panel_files
     ),
     Stage("fit", 1, _has("fit"), _sections("model", "fit", "seed"), ("panel",), _at("model"), make_model),
     Stage(

@@ -26,6 +26,7 @@ class EventsSourceConfig(SourceConfig):
     """A table of events, read by a model whose adapter sees each entity's events in order."""
 
     needs: ClassVar[tuple[str, ...]] = ("model",)
+    version: ClassVar[int] = 2
 
     kind: Literal["events"] = "events"
     path: str | tuple[str, ...]
