@@ -136,10 +136,10 @@ def read_ids(file: Path, *, column: str | None = None) -> list[str]:
     Parameters
     ----------
     file
-        Text; `.csv` and `.parquet` are read as such.
+        Text; `.csv`, `.tsv` and `.parquet` are read as such.
     column
-        Which column; by default `id`, `entity` or `entity_id`, or the only one of a Parquet file. The first line of a CSV
-        file names its columns.
+        Which column; by default `id`, `entity` or `entity_id`, or the only one of a Parquet file: that of a CSV file may be
+        named by an id that stands in the first line.
 
     Raises
     ------
@@ -148,24 +148,16 @@ def read_ids(file: Path, *, column: str | None = None) -> list[str]:
     """
     try:
         if file.suffix.lower() == ".parquet":
-            ids = _column(pq.read_table(file), file, column)
+            ids = _column(pq.read_table(file), file, column, only_one_will_do=True)
         elif file.suffix.lower() in (".csv", ".tsv"):
             parse = pcsv.ParseOptions(delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
             names = pcsv.open_csv(file, parse_options=parse).schema.names
-            if column is None and not set(names) & set(_COLUMNS):
-                # one column is no header: an id in the first line would be taken for its name, and kept
-                raise StoreError(
-                    f"{file} does not say which column holds the ids",
-                    got=f"a first line of {', '.join(names)}",
-                    expected=", ".join(_COLUMNS),
-                    do="name the column (--column), or give a text file with one id per line",
-                )
             # ids are text: 007 is not 7
             options = pcsv.ConvertOptions(
                 column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True
             )
             table = pcsv.read_csv(file, parse_options=parse, convert_options=options)
-            ids = _column(table, file, column)
+            ids = _column(table, file, column, only_one_will_do=False)
         else:
             ids = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
@@ -179,17 +171,19 @@ def read_ids(file: Path, *, column: str | None = None) -> list[str]:
     return ids
 
 
-def _column(table: pa.Table, file: Path, column: str | None) -> list[str]:
+def _column(table: pa.Table, file: Path, column: str | None, *, only_one_will_do: bool) -> list[str]:
     names = table.column_names
-    found = [column] if column else [name for name in _COLUMNS if name in names] or names
-    if found[0] not in names or (len(found) > 1 and found[0] not in _COLUMNS):
+    found = [column] if column else [name for name in _COLUMNS if name in names]
+    if not found and only_one_will_do and len(names) == 1:
+        found = names
+    if not found or found[0] not in names:
         raise StoreError(
             f"{file} has no column {column!r}"
             if column
             else f"{file} does not say which column holds the ids",
             got=", ".join(names),
             expected=", ".join(_COLUMNS),
-            do="name the column",
+            do="name the column (--column), or give a text file with one id per line",
         )
     ids: list[str] = table[found[0]].cast(pa.string()).to_pylist()
     return ids

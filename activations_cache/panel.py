@@ -53,9 +53,8 @@ class PanelConfig(Config):
         for name in columns:
             if not name.isidentifier() or name.lower() in RESERVED or name.startswith("audit_"):
                 raise ValueError(f"column name {name!r} is reserved or not a plain identifier")
-        alike = sorted(
-            {name.lower() for name in columns if [n.lower() for n in columns].count(name.lower()) > 1}
-        )
+        lower = [name.lower() for name in columns]
+        alike = sorted({name for name in lower if lower.count(name) > 1})
         if alike:
             raise ValueError(f"column names that differ in case alone: {', '.join(alike)}")
         return columns

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from activations_cache.models import weights_hash
 from sae.checkpoint import CONFIG, WEIGHTS, read_header
 from sae.errors import CheckpointError, ConfigError
-from sae.plain import as_json
+from sae.strict_json import as_json
 
 from .card import card
 from .folders import check_place, replaced_folder

@@ -18,7 +18,7 @@ from assay.config import RunConfig
 from assay.stages import Context
 from sae.base import SAE
 from sae.checkpoint import load_sae
-from sae.plain import as_json
+from sae.strict_json import as_json
 from train.evaluate import evaluate_baselines, evaluate_dictionary
 from train.fidelity import evaluate_fidelity
 from train.imported import import_dictionary

@@ -10,7 +10,7 @@ from pathlib import Path
 from assay.stages import Context
 from sae.checkpoint import write_atomically
 from sae.errors import StoreError
-from sae.plain import as_json
+from sae.strict_json import as_json
 from train.frontier import SWEEP, Point, as_svg, own_seconds, write_sweep
 from train.plan import make_plan
 from train.progress import LiveTable

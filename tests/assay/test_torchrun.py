@@ -24,7 +24,7 @@ CONFIG = """
 name: rows
 out: {out}
 device: cpu
-source: {{kind: batches, import: "slow_rows:batches", arguments: {{step: 1}}}}
+source: {{kind: batches, import: "slow_rows:batches", arguments: {{length: {length}}}}}
 model: {{kind: module, import: "slow_rows:build"}}
 harvest: {{hooks: ["0"], layout: {{chunk_rows: 16, shard_rows: 64, block_rows: 128,
   retain_until: 2031-12-31, data_licence: for tests}}}}
@@ -39,7 +39,8 @@ import torch
 from activations_cache.inputs import ModelInputs
 
 class Rows:
-    def __init__(self, step):
+    def __init__(self, length):
+        self.length = length
         self.pause = float(os.environ.get("PAUSE", 0))
 
     def __len__(self):
@@ -47,13 +48,13 @@ class Rows:
 
     def __getitem__(self, i):
         time.sleep(self.pause)
-        position = np.arange({length})[None]
+        position = np.arange(self.length)[None]
         x = torch.from_numpy(np.stack([position * 0 + i, position, position % 3, position % 5], -1)).float()
         entity = np.full_like(position, i)
         return ModelInputs((x,), {{}}, entity, position, position, np.ones_like(position, bool))
 
-def batches(step):
-    return Rows(step)
+def batches(length):
+    return Rows(length)
 
 def build():
     return torch.nn.Sequential(torch.nn.Identity())
@@ -64,9 +65,9 @@ def build():
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "slow_rows", raising=False)
-    (tmp_path / "slow_rows.py").write_text(MODULE.format(entities=ENTITIES, length=LENGTH))
+    (tmp_path / "slow_rows.py").write_text(MODULE.format(entities=ENTITIES))
     path = tmp_path / "config.yaml"
-    path.write_text(CONFIG.format(out=tmp_path / "run"))
+    path.write_text(CONFIG.format(out=tmp_path / "run", length=LENGTH))
     return path
 
 
@@ -141,7 +142,7 @@ def test_four_processes_harvest_what_one_does(config, capsys, command):
         "weights: ",
         '"assay": ',
         "file slow_rows.py",
-        '"step": 1',
+        f'"length": {LENGTH}',
         "data licence: for tests",
         "deleted after: 2031-12-31",
         "every checksum is right",

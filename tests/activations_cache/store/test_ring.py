@@ -91,9 +91,9 @@ def check(batch: LoadedBatch, rows, want: list[int]) -> None:
         np.testing.assert_array_equal(acts.float().numpy(), rows.acts[hook][want])
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=30)
 @given(
-    entities=st.integers(4, 45),
+    entities=st.integers(4, 60),
     writers=st.integers(1, 3),
     chunk_rows=st.sampled_from([2, 3, 8]),
     lanes=st.sampled_from([1, 2, 4, 8]),
