@@ -1,55 +1,53 @@
-"""Kernels for a CPU: torch multiplies, numpy selects (its partition is vectorised) and scipy transposes."""
+"""Kernels for a CPU: torch multiplies, compiled loops select, and scipy transposes."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-import numpy.typing as npt
 import torch
-from jaxtyping import Float, Int, Int16
+from jaxtyping import Float, Int
 from scipy.sparse import csr_array
 from torch import Tensor
 
-from sae.codes import SparseCodes, subset
+from sae.codes import SparseCodes, offsets_of
 
 from .explanation import Explanation, explain_sparsely
 from .portable import STACKED, PortableKernels
-from .sparse import ROWS_PER_CHUNK
 
 TILE = 32
-"""Columns of which one maximum is kept; with 32 to 64 few more than k entries reach the bound they give."""
+"""Columns of which one maximum is kept at most."""
+
+TILES = 4
+"""Tiles per candidate that a row is cut into at least; then few more entries reach their bound than are wanted."""
 
 DENSE_EXPLANATION = 1 / 12
 """Share of the dead features from which on dense products are cheaper for AuxK; 1/20 with AVX-512."""
 
-TILES = 4
-"""Tiles per candidate that a bf16 product is cut into at least; then few more entries reach their bound than are wanted."""
+KEYS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
+"""Integers as wide as the numbers that are compared by their bits."""
 
-Array = npt.NDArray[Any]
+INFINITY = {torch.int16: 0x7F80, torch.int32: 0x7F800000}
+"""The bits of infinity."""
 
 
 class CpuKernels(PortableKernels):
     """The portable kernels with what torch does slowly on a CPU done otherwise. See `Kernels` for the contract.
 
-    The k-th largest of a row's tile maxima is a lower bound on its k-th largest entry, and only the few tiles
-    that reach it are looked at again. Products in bf16 are compared by their bits, which are half as many bytes; what is
-    not finite is therefore multiplied in full precision, for the sign of a NaN says nothing.
+    The k-th largest of a row's tile maxima is a lower bound on its k-th largest entry, which few more than k entries reach.
+    Double precision, which is for checks of gradients, is left to the portable kernels.
     """
 
-    def largest(self, pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> SparseCodes:
+    def leading(
+        self,
+        x: Float[Tensor, "batch d_in"],
+        W: Float[Tensor, "d_sae d_in"],
+        b: Float[Tensor, "d_sae"],
+        k: int,
+        lowest: float,
+    ) -> SparseCodes:
         """Return the k largest entries of each row that exceed `lowest`; ties go to the lower feature."""
-        whole, width = pre.numpy(), pre.shape[1]
-        tiled = width % TILE == 0 and width >= 2 * k * TILE
-        maxima = pre.view(len(pre), -1, TILE).amax(2).numpy() if tiled else whole
-        bound = np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k :]
-        if np.isnan(bound).any():
-            return super().largest(pre, k, lowest)
-        least = np.nextafter(whole.dtype.type(lowest), whole.dtype.type(np.inf))
-        bound = np.maximum(bound[:, :1], least)
-        places = _in_tiles(whole, maxima, bound) if tiled else np.flatnonzero(whole >= bound)
-        values, starts = whole.ravel()[places], _starts(places, whole)
-        return _codes(whole, places[_among_largest(values, starts, k)])
+        if x.dtype not in KEYS:
+            return super().leading(x, W, b, k, lowest)
+        return self.best(self.propose(x, W, b, k, lowest), k, lowest)
 
     def propose(
         self,
@@ -59,19 +57,24 @@ class CpuKernels(PortableKernels):
         k: int,
         lowest: float,
     ) -> SparseCodes:
-        """Return, without values, the k largest entries of each row that exceed `lowest`, or more, of a product in bf16."""
-        return self._numbered([_candidates(pre, k, lowest) for pre, _ in self.products(x, W, b)], len(W))
+        """Return the k largest entries of each row that exceed `lowest`, or a few more; of bf16, without values."""
+        return self._numbered([candidates(pre, k, lowest) for pre, _ in self.products(x, W, b)], len(W))
 
     def best(self, codes: SparseCodes, k: int, lowest: float) -> SparseCodes:
         """Return the k largest of each row's candidates that exceed `lowest`; ties go to the lower feature."""
-        values, starts = codes.values.detach().numpy(), codes.offsets.numpy()
-        kept = ~(values <= lowest)
-        ranked = np.where(np.isnan(values), np.inf, values)
-        for row in range(0, codes.rows, ROWS_PER_CHUNK):
-            own = starts[row : row + ROWS_PER_CHUNK + 1]
-            part = slice(own[0], own[-1])
-            kept[part] &= _among_largest(ranked[part], own - own[0], k)
-        return subset(codes, torch.from_numpy(kept))
+        values = codes.values.detach()
+        if values.dtype not in KEYS:
+            return super().best(codes, k, lowest)
+        from . import loops
+
+        kept = values.new_empty(codes.rows, k), codes.features.new_empty(codes.rows, k)
+        counts = codes.offsets.new_empty(codes.rows)
+        least = _least(torch.int32, lowest)
+        loops.best(codes.rows, k, least, codes.offsets, values, codes.features, *kept, counts)
+        if bool((counts == k).all()):
+            return SparseCodes(kept[0].view(-1), kept[1].view(-1), offsets_of(counts))
+        present = torch.arange(k) < counts[:, None]
+        return SparseCodes(kept[0][present], kept[1][present], offsets_of(counts))
 
     def explain(
         self,
@@ -88,28 +91,34 @@ class CpuKernels(PortableKernels):
 
     def among_largest(self, pre: Float[Tensor, "chunk d_sae"], k: int) -> Float[Tensor, "chunk d_sae"]:
         """Return 1 for the k largest entries of each row, else 0; ties go to the lower feature, in bf16 all share."""
-        place = pre.shape[1] - k
-        if place <= 0:
-            return torch.ones_like(pre)
-        if pre.dtype == torch.bfloat16:
-            bits = _ordered(pre).numpy()
-            return torch.from_numpy(bits >= np.partition(bits, place, axis=1)[:, place, None]).to(pre.dtype)
-        whole = pre.numpy()
-        below = whole < np.partition(whole, place, axis=1)[:, place, None]
-        if np.count_nonzero(below) < place * len(pre):  # ties at the last place
+        if k >= pre.shape[1] or pre.dtype not in KEYS:
             return super().among_largest(pre, k)
-        return torch.from_numpy(np.logical_not(below, out=below).astype(whole.dtype))
+        from .loops import LOOPS
+
+        mask, rounded = torch.empty_like(pre), pre.dtype == torch.bfloat16
+        one = int(torch.ones((), dtype=pre.dtype).view(KEYS[pre.dtype]))
+        LOOPS[pre.element_size()].among(*pre.shape, k, rounded, one, pre, mask)
+        return mask
 
     def above(self, pre: Float[Tensor, "chunk d_sae"], threshold: Float[Tensor, "..."]) -> SparseCodes:
         """Return the entries strictly above a threshold, and NaN; cheap where they are few. Of bf16, without values."""
-        if pre.dtype == torch.bfloat16:
-            # positive floats are ordered as their bits are; cut off, those of a limit are the largest not above it
-            pre, threshold = pre.view(torch.int16), (threshold.float().view(torch.int32) >> 16).short()
-        whole, limits = pre.numpy(), threshold.detach().numpy()
-        # of a stack, limits are [members, 1, ...]
-        shaped = whole.reshape(len(limits), -1, whole.shape[1]) if limits.ndim == STACKED else whole
-        within = shaped <= limits
-        return _codes(whole, np.flatnonzero(np.logical_not(within, out=within)))
+        if pre.dtype not in KEYS:
+            return super().above(pre, threshold)
+        limits = threshold.detach().float()
+        # positive floats are ordered as their bits are; cut off, those of a limit are the largest not above it
+        bits = limits.view(torch.int32) >> (32 - 8 * pre.element_size())
+        bounds = torch.where(limits.isnan(), _least(KEYS[pre.dtype], -torch.inf), bits + 1).to(
+            KEYS[pre.dtype]
+        )
+        sets = 0
+        if threshold.ndim == STACKED:  # of a stack, [members, 1, 1 or width]
+            sets = len(threshold)
+            bounds = bounds.expand(sets, 1, pre.shape[1])
+        elif threshold.ndim:
+            sets = 1
+        else:
+            bounds = bounds.expand(len(pre))
+        return _reaching(pre, bounds.contiguous(), sets)
 
     def by_feature(
         self, codes: SparseCodes, d_sae: int
@@ -122,78 +131,43 @@ class CpuKernels(PortableKernels):
         order, rows, starts = (torch.from_numpy(a) for a in (matrix.data, matrix.indices, matrix.indptr))
         return order, rows, starts
 
-    def _select_largest(self, x: Tensor, W: Tensor, b: Tensor, k: int, *, lowest: float) -> SparseCodes:
-        if self.bf16 and not _finite(x, W, b):
-            return CpuKernels(members=self.members)._select_largest(x, W, b, k, lowest=lowest)
-        return super()._select_largest(x, W, b, k, lowest=lowest)
 
-    def _select_above(self, x: Tensor, W: Tensor, b: Tensor, threshold: Tensor) -> SparseCodes:
-        if self.bf16 and not _finite(x, W, b, threshold):
-            return CpuKernels(members=self.members)._select_above(x, W, b, threshold)
-        return super()._select_above(x, W, b, threshold)
+def candidates(pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> SparseCodes:
+    """Return the k largest entries of each row that exceed `lowest`, or a few more; of bf16, without values.
 
-
-def _candidates(pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> SparseCodes:
-    """Return, without values, the entries of a bf16 product that reach the k-th largest tile maximum of their row.
-
-    That are at least the k largest, but for those that do not exceed `lowest`. A tile is every n-th column.
+    A tile is every n-th column, since neighbours tend to be large together.
     """
-    bits = pre.view(torch.int16) if lowest == 0 else _ordered(pre)
-    tile = next((n for n in (32, 16, 8, 4) if pre.shape[1] % n == 0 and pre.shape[1] >= TILES * k * n), 1)
-    maxima = bits.view(len(pre), tile, -1).amax(1).numpy()
-    bound = np.partition(maxima, maxima.shape[1] - k, axis=1)[:, maxima.shape[1] - k, None]
-    if lowest == 0:
-        bound = np.maximum(bound, 1)
-    whole = bits.numpy()
-    return _codes(whole, np.flatnonzero(whole >= bound))
+    from .loops import LOOPS
+
+    rows, width = pre.shape
+    tile = next((n for n in (TILE, 16, 8, 4) if width >= TILES * k * n), 1)
+    kind = KEYS[pre.dtype]
+    bounds, counts = pre.new_empty(rows, dtype=kind), pre.new_empty(rows, dtype=torch.int64)
+    tiles = -(-width // tile)
+    LOOPS[pre.element_size()].propose(rows, width, tiles, k, _least(kind, lowest), pre, bounds, counts)
+    return _gathered(pre, bounds, 0, counts)
 
 
-def _ordered(pre: Float[Tensor, "*_shape"]) -> Int16[Tensor, "*_shape"]:
-    """Return integers in the order of bf16 numbers: their bits, reversed where negative."""
-    bits = pre.view(torch.int16)
-    return bits ^ ((bits >> 15) & 0x7FFF)
+def _reaching(pre: Tensor, bounds: Tensor, sets: int) -> SparseCodes:
+    """Return the entries whose keys reach their bounds: [sets, width] for as many rows each, or [rows] where `sets` is 0."""
+    from .loops import LOOPS
+
+    counts = pre.new_empty(len(pre), dtype=torch.int64)
+    LOOPS[pre.element_size()].count(*pre.shape, sets, pre, bounds, counts)
+    return _gathered(pre, bounds, sets, counts)
 
 
-def _finite(*tensors: Tensor) -> bool:
-    """Whether no number is infinite or NaN, nor so large that their sum is."""
-    return all(bool(torch.isfinite(t.sum())) for t in tensors)
+def _gathered(pre: Tensor, bounds: Tensor, sets: int, counts: Int[Tensor, "rows"]) -> SparseCodes:
+    from .loops import LOOPS
+
+    ends = offsets_of(counts)
+    n = int(ends[-1])
+    features = ends.new_empty(n)
+    values = pre.new_empty(n if pre.dtype == torch.float32 else 0)
+    LOOPS[pre.element_size()].gather(*pre.shape, sets, len(values), pre, bounds, ends, features, values)
+    return SparseCodes(values, features, ends)
 
 
-def _in_tiles(whole: Array, maxima: Array, bound: Array) -> Array:
-    """Return the places of `whole` that reach their row's bound, looking into tiles that do so only."""
-    tiles = np.flatnonzero(maxima >= bound)
-    inside = np.flatnonzero(whole.reshape(-1, TILE)[tiles] >= bound[tiles // maxima.shape[1]])
-    places: Array = tiles[inside // TILE] * TILE + inside % TILE
-    return places
-
-
-def _among_largest(values: Array, starts: Array, k: int) -> Array:
-    """Return which values are among the k largest of their row; ties go to the earlier."""
-    counts = np.diff(starts)
-    if counts.max() <= k:
-        return np.ones(len(values), bool)
-    rows = np.repeat(np.arange(len(counts)), counts)
-    padded = np.full((len(counts), counts.max()), -np.inf, dtype=values.dtype)
-    padded[rows, np.arange(len(values)) - starts[rows]] = values
-    smallest = np.partition(padded, padded.shape[1] - k, axis=1)[:, padded.shape[1] - k][rows]
-    kept = values >= smallest
-    if np.bincount(rows[kept]).max() > k:
-        tied = values == smallest
-        before = np.cumsum(tied) - tied
-        free = k - np.bincount(rows[values > smallest], minlength=len(counts))
-        first = np.append(before, 0)[starts[:-1]]
-        kept &= ~tied | (before - first[rows] < free[rows])
-    return kept
-
-
-def _starts(places: Array, whole: Array) -> Array:
-    starts: Array = np.searchsorted(places, np.arange(len(whole) + 1) * whole.shape[1])
-    return starts
-
-
-def _codes(whole: Array, places: Array) -> SparseCodes:
-    """Return the entries of `whole` at ascending places."""
-    starts = _starts(places, whole)
-    rows = np.repeat(np.arange(len(whole)), np.diff(starts))
-    features = places - rows * whole.shape[1]
-    return SparseCodes(*(torch.from_numpy(a) for a in (whole.ravel()[places], features, starts)))
+def _least(kind: torch.dtype, lowest: float) -> int:
+    """Return the smallest key of a number that exceeds `lowest`, which is 0 or -inf."""
+    return 1 if lowest == 0 else 1 - INFINITY[kind]

@@ -1,11 +1,14 @@
 """What every export promises, for every kind that it can express; the libraries themselves speak in tests/peers."""
 
 import json
+import os
+from pathlib import Path
 
 import pytest
 import torch
 
 from sae.base import SAEConfig
+from sae.checkpoint import save_sae, write_atomically
 from sae.config import parse_config
 from sae.errors import CheckpointError, ConfigError
 from sae.exports import FORMATS, Origin, export, load
@@ -69,6 +72,89 @@ def test_an_export_takes_the_place_of_an_export_only(format_, tmp_path):
         export(second, tmp_path, format_, origin=ORIGIN)
     with pytest.raises(ConfigError, match="a file"):
         export(second, tmp_path / "notes.txt", format_, origin=ORIGIN)
+
+
+@pytest.mark.parametrize("format_", sorted(FORMATS))
+@pytest.mark.parametrize("file", [0, 1])
+def test_an_interrupted_export_leaves_the_earlier_one_or_nothing(format_, file, tmp_path, monkeypatch):
+    first, second = build("topk"), build("topk", seed=1)
+    target, interrupted = FORMATS[format_].files[file], [True]
+
+    def stop(descriptor):
+        # links to open files tell which one is flushed
+        if interrupted[0] and target in os.readlink(f"/proc/self/fd/{descriptor}"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export(first, tmp_path, format_, origin=ORIGIN)
+    assert not list(tmp_path.iterdir())
+    interrupted[0] = False
+    export(first, tmp_path, format_, origin=ORIGIN)
+    interrupted[0] = True
+    with pytest.raises(KeyboardInterrupt):
+        export(second, tmp_path, format_, origin=ORIGIN)
+    assert torch.equal(load(tmp_path).b_dec, first.b_dec)
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(FORMATS[format_].files)
+
+
+@pytest.mark.parametrize("format_", sorted(FORMATS))
+def test_new_weights_never_lie_beside_old_settings(format_, tmp_path, monkeypatch):
+    export(build("topk"), tmp_path, format_, origin=ORIGIN)
+    settings, weights = FORMATS[format_].files
+    replace = Path.replace
+
+    def stop(path, target):
+        if path.name == settings and path.parent.name == ".partial":
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export(build("topk", seed=1), tmp_path, format_, origin=ORIGIN)
+    assert [p.name for p in tmp_path.iterdir()] == [weights]
+    with pytest.raises(CheckpointError):
+        load(tmp_path, format_)
+
+
+def test_an_interrupted_write_leaves_no_file_beside(tmp_path, monkeypatch):
+    def stop(descriptor):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", stop)
+    with pytest.raises(KeyboardInterrupt):
+        save_sae(build("topk"), tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(tmp_path / "index.json", b"{}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_export_left_is_in_nobodys_way(tmp_path):
+    (tmp_path / ".partial").mkdir()
+    (tmp_path / ".partial" / "cfg.json").write_text("{")
+    export(build("topk"), tmp_path, "saelens", origin=ORIGIN)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["cfg.json", "sae_weights.safetensors"]
+
+
+def test_what_a_format_cannot_express_costs_no_earlier_export(tmp_path):
+    first = build("topk")
+    export(first, tmp_path, "sparsify", origin=ORIGIN)
+    with pytest.raises(CheckpointError, match="sparsify cannot express"):
+        export(build("relu"), tmp_path, "sparsify", origin=ORIGIN)
+    assert torch.equal(load(tmp_path).b_dec, first.b_dec)
+
+
+@pytest.mark.parametrize("format_", ["saelens", "dictionary_learning", "sparsify"])
+def test_no_more_features_are_asked_of_a_row_than_there_are(format_, tmp_path):
+    sae = parse_config(SAEConfig, {"kind": "topk", "d_sae": 4, "k": 8}, where="test").build(
+        3, generator=torch.Generator()
+    )
+    sae.folded = True
+    export(sae, tmp_path, format_, origin=ORIGIN)
+    settings = json.loads((tmp_path / FORMATS[format_].files[0]).read_text())
+    assert settings.get("trainer", settings)["k"] == 4
+    if format_ == "dictionary_learning":
+        assert torch.load(tmp_path / "ae.pt", weights_only=True)["k"] == 4
 
 
 def test_origin_is_kept_in_each_librarys_words(tmp_path):
