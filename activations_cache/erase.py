@@ -29,6 +29,7 @@ from jaxtyping import Int64
 
 from sae.errors import StoreError
 
+from . import sql
 from .block import write_block
 from .commits import Commit, Group, SplitBlock, end_rows, write_metadata, writer_paths
 from .durable import PARTIAL, exchange, sync_folder
@@ -131,7 +132,7 @@ def erase(store: Location, entities: Sequence[str]) -> ErasureReport:
 
 
 def read_ids(file: Path, *, column: str | None = None) -> list[str]:
-    """Read entity ids: one per line, or a column of a CSV or Parquet file.
+    """Read entity ids as they stand, spaces included: one per line, or a column of a CSV or Parquet file.
 
     Parameters
     ----------
@@ -154,12 +155,14 @@ def read_ids(file: Path, *, column: str | None = None) -> list[str]:
             names = pcsv.open_csv(file, parse_options=parse).schema.names
             # ids are text: 007 is not 7
             options = pcsv.ConvertOptions(
-                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True
+                column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=True, null_values=[""]
             )
             table = pcsv.read_csv(file, parse_options=parse, convert_options=options)
             ids = _column(table, file, column, only_one_will_do=False)
         else:
-            ids = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+            # str.splitlines would take an id apart where it holds a separator of other alphabets
+            lines = file.read_bytes().decode("utf-8-sig").split("\n")
+            ids = [line.removesuffix("\r") for line in lines if line.strip()]
     except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
         raise StoreError(f"{file} cannot be read", got=str(error).splitlines()[0]) from error
     if not ids or None in ids or "" in ids:
@@ -185,8 +188,13 @@ def _column(table: pa.Table, file: Path, column: str | None, *, only_one_will_do
             expected=", ".join(_COLUMNS),
             do="name the column (--column), or give a text file with one id per line",
         )
-    ids: list[str] = table[found[0]].cast(pa.string()).to_pylist()
-    return ids
+    if pa.types.is_nested(table[found[0]].type):
+        raise StoreError(f"{file}: {found[0]} holds no ids", got=str(table[found[0]].type))
+    # as the panel's and the events' ids became text: 3.0 and times have other forms elsewhere
+    with sql.connect(threads=1, memory_limit="2GB") as connection:
+        connection.register("listed", table.select(found[:1]))
+        rows = connection.execute(f"SELECT {sql.id_of(found[0])} FROM listed").fetchall()
+    return [row[0] for row in rows]
 
 
 def _find(store: ActivationStore, wanted: set[str]) -> tuple[Int64[np.ndarray, " entities"], pa.Table | None]:

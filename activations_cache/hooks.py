@@ -124,12 +124,13 @@ def intercept(model: nn.Module, visits: Mapping[str, Visit]) -> Iterator[None]:
 
 @contextmanager
 def capture(model: nn.Module, hooks: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Within the block, every forward pass leaves each hook's activation in the dictionary that is yielded."""
+    """Within the block, every forward pass leaves a copy of each hook's activation in the dictionary yielded."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Visit:
         def visit(x: Tensor) -> None:
-            seen[name] = x.detach()
+            # what comes after may work in place
+            seen[name] = x.detach().clone()
 
         return visit
 

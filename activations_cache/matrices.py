@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,8 @@ import torch
 from jaxtyping import Float
 
 from sae.errors import ConfigError
+
+_INDEX = re.compile(r"__index_level_\d+__")
 
 
 class Matrix(NamedTuple):
@@ -91,8 +94,11 @@ def _open_parquet(path: Path, key: str | None) -> Matrix:
         value = schema.field(names[0]).type.value_type
         width = len(file.read_row_group(0, columns=names).column(0)[0]) if rows else 0
     else:
-        names, width, value = schema.names, len(schema.names), schema.types[0]
-        mixed = [f.name for f in schema if not pa.types.is_floating(f.type)]
+        # pandas writes its index beside the columns, and others keep it
+        index = (schema.pandas_metadata or {}).get("index_columns", [])
+        fields = [f for f in schema if f.name not in index and not _INDEX.fullmatch(f.name)]
+        names, width, value = [f.name for f in fields], len(fields), fields[0].type if fields else pa.null()
+        mixed = [f.name for f in fields if not pa.types.is_floating(f.type)]
         if mixed:
             raise ConfigError(
                 f"{path}: columns that are no floating-point numbers",

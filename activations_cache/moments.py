@@ -128,13 +128,16 @@ class Moments:
     def norm_quantile(self, q: float) -> float:
         """Return the norm that a share q of the rows does not pass, to within one bin (2.2 %).
 
-        Zero norms and norms below 2 ** -32 come back as 2 ** -32; 0 rows give nan.
+        Zero norms and norms below 2 ** -32 come back as 2 ** -32, those from 2 ** 32 on as the largest of all;
+        0 rows give nan.
         """
         if self.count == 0:
             return float("nan")
         below = np.cumsum(self.norm_counts)
         rank = q * self.count
         b = int(np.searchsorted(below, rank, side="left"))
+        if b == self.NORM_BINS - 1:
+            return self.max_norm
         inside = (rank - (below[b] - self.norm_counts[b])) / max(self.norm_counts[b], 1)
         octave = (b + inside) / self.NORM_BINS_PER_OCTAVE + self.NORM_FIRST_OCTAVE
         return float(min(2.0**octave, max(self.max_norm, 2.0**self.NORM_FIRST_OCTAVE)))

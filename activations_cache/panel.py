@@ -27,7 +27,8 @@ class PanelConfig(Config):
     """Where the panel lies and what its columns mean."""
 
     path: str | tuple[str, ...] | None = None
-    """Parquet, CSV or Arrow file, or several; a glob is allowed. None with a `reference` section: the generated one."""
+    """Parquet, CSV or Arrow file, or several; a glob is allowed, in natural order. None with a `reference` section:
+    the generated one."""
     product: str = "revolving"
     """What the accounts are; concepts name the products they make sense for."""
     entity: str
@@ -51,8 +52,14 @@ class PanelConfig(Config):
     @classmethod
     def _names_are_free(cls, columns: dict[str, str]) -> dict[str, str]:
         for name in columns:
-            if not name.isidentifier() or name.lower() in RESERVED or name.startswith("audit_"):
+            if not name.isidentifier() or name.lower() in RESERVED or name.lower().startswith("audit_"):
                 raise ValueError(f"column name {name!r} is reserved or not a plain identifier")
+        return columns
+
+    @field_validator("columns", "audit")
+    @classmethod
+    def _names_differ(cls, columns: dict[str, str]) -> dict[str, str]:
+        # DuckDB, which writes the panel, takes them for one
         lower = [name.lower() for name in columns]
         alike = sorted({name for name in lower if lower.count(name) > 1})
         if alike:

@@ -22,6 +22,8 @@ from .tables import find_files, time_expression
 
 MEMORY_LIMIT = "4GB"
 """What DuckDB may hold while it reads the user's table; more is spilled beside the panel."""
+_TOO_LARGE = 2.0**128 - 2.0**103
+"""From here on numbers round to infinity in float32, as models read them."""
 
 
 def prepare(config: PanelConfig, out: Path, *, threads: int = 2) -> dict[str, Any]:
@@ -39,14 +41,14 @@ def prepare(config: PanelConfig, out: Path, *, threads: int = 2) -> dict[str, An
     ------
     PanelError
         A missing file or column, an unsafe or failing expression, a null or unparsable time, a duplicate
-        (entity, time), an infinite value, an outcome other than 0, 1 or null or not constant within an entity,
-        or a split without entities; all problems of one kind are listed together.
+        (entity, time), a value that float32 cannot hold, an outcome other than 0, 1 or null or not constant
+        within an entity, or a split without entities; all problems of one kind are listed together.
     """
     if config.path is None:
         raise PanelError("panel.path is not set", do="give panel.path=FILE, or a `reference` section")
     paths = find_files([config.path] if isinstance(config.path, str) else config.path)
     with sql.connect(threads=threads, memory_limit=MEMORY_LIMIT, spill=out) as connection:
-        available = sql.load_table(connection, "raw", paths)
+        available = sql.load_table(connection, "raw", paths, ids=[config.entity])
         sql.lock(connection)
         _canonical(connection, config, _check_config(config, available), paths)
         _check_rows(connection, config)
@@ -126,8 +128,14 @@ def _check_rows(connection: duckdb.DuckDBPyConnection, config: PanelConfig) -> N
         ),
     ]
     for name in config.columns:
-        infinite = f"SELECT id, time_as_given FROM canonical WHERE isinf({sql.quote(name)})"
-        checks.append((f"infinite values in {name}", infinite))
+        # NaN is larger than infinity here
+        infinite = f"abs({sql.quote(name)}) BETWEEN {_TOO_LARGE!r} AND 'infinity'"
+        checks.append(
+            (
+                f"values in {name} that are infinite, or would be as float32",
+                f"SELECT id, time_as_given FROM canonical WHERE {infinite}",
+            )
+        )
     if config.outcome is not None:
         checks.append(
             (
@@ -164,7 +172,7 @@ def _write(config: PanelConfig, table: pa.Table, out: Path) -> dict[str, Any]:
     time = table["time"].to_numpy().astype(np.int64)
     split = entity_split[entity]
     if config.split.out_of_time is not None:
-        late = time >= _period(config, whole=pa.types.is_integer(table["time_as_given"].type))
+        late = time >= _period(config, number=_is_number(table["time_as_given"].type))
         if late.all() or not late.any():
             side = "before" if late.all() else "after"
             raise PanelError(
@@ -202,12 +210,16 @@ def _write(config: PanelConfig, table: pa.Table, out: Path) -> dict[str, Any]:
     return profile
 
 
-def _period(config: PanelConfig, *, whole: bool) -> int:
-    """Return the first period out of time; `whole` = the panel counts its periods itself."""
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind))
+
+
+def _period(config: PanelConfig, *, number: bool) -> int:
+    """Return the first period out of time; `number` = the panel counts its periods itself."""
     cut = config.split.out_of_time
     if isinstance(cut, int):
         return cut
-    if whole:
+    if number:
         raise PanelError(
             f"panel.split.out_of_time={cut!r} is a date, and {config.time} counts periods",
             expected="a number, as in that column",
@@ -243,6 +255,7 @@ def _profile(
     last = np.cumsum(length) - 1
     outcome = table["outcome"].to_numpy(zero_copy_only=False) if "outcome" in table.column_names else None
     judged = None if outcome is None else outcome[last] if config.outcome_per == "entity" else outcome
+    known = None if judged is None else judged[np.isfinite(judged)]
     return {
         "format_version": FORMAT_VERSION,
         "product": config.product,
@@ -255,8 +268,8 @@ def _profile(
         "last_period": int(time.max()),
         "rows_per_entity": np.quantile(length, [0, 0.25, 0.5, 0.75, 1]).astype(int).tolist(),
         "gaps": gaps,
-        "outcome_rate": None if judged is None else float(np.nanmean(judged)),
-        "outcome_known": None if judged is None else int(np.isfinite(judged).sum()),
+        "outcome_rate": None if known is None or not len(known) else float(known.mean()),
+        "outcome_known": None if known is None else len(known),
         "column_profile": columns,
         "splits": {
             name: {"entities": int((entity_split == i).sum()), "rows": int((split == i).sum())}

@@ -16,6 +16,7 @@ from sae.errors import StoreError
 
 from .begin import sweep
 from .commits import Commit, Group, end_commits, read_groups, split_rows, write_metadata, writer_paths
+from .durable import PARTIAL
 from .index import Directory, read_block
 from .moments import Moments
 from .places import Location, Place, place_of
@@ -47,7 +48,7 @@ def seal(path: Location, *, entities: pa.Table | None = None) -> None:
     store = place_of(path)
     with ExitStack() as locks:
         Description.read(store)
-        locks.enter_context((store / "lock").lock(wait=True))
+        lock = locks.enter_context((store / "lock").lock(wait=True))
         description = Description.read(store)
         if description.sealed:
             return
@@ -55,10 +56,15 @@ def seal(path: Location, *, entities: pa.Table | None = None) -> None:
         groups = read_groups(store)
         if not any(group.commits for group in groups):
             raise StoreError(f"{store} holds no rows", do="harvest before closing the store")
-        for group, lock in zip(groups, held, strict=True):
-            end_commits(group.folder, group.commits, lock)
+        for group, writing in zip(groups, held, strict=True):
+            end_commits(group.folder, group.commits, writing)
             sweep(group.folder, group.commits, description)
             write_metadata(group.folder, description, group.commits)
+        if lock.final:
+            # records of the whole store that a killed process was about to put
+            for name in store.sizes():
+                if "/" not in name and name.endswith(PARTIAL):
+                    (store / name).remove()
         raise_problems(store, [p for g in groups for p in size_problems(g.folder, description, g.commits)])
         finish(store, description, groups, entities)
 

@@ -32,6 +32,8 @@ __all__ = [
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
 CSV_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+ISO_TIME = r"\d{4}-\d{2}(-\d{2}([ T].*)?)?"
+"""Text that is read as a time; in any other order of day, month and year, which is which would be a guess."""
 
 
 def quote(name: str) -> str:
@@ -86,13 +88,15 @@ def load_table(
     name: str,
     paths: Sequence[Path],
     *,
+    ids: Sequence[str] = (),
     error: type[UserError] = PanelError,
 ) -> list[str]:
     """Make files readable as one table, before `lock`; return its column names.
 
     Parquet and Arrow files (IPC file or stream, Feather 2) are read lazily by pyarrow and handed over, so
     that the locked database has no path that it may open: DuckDB's `allowed_paths` would also allow writing
-    there. CSV is read into memory, with types found from the whole of it.
+    there. CSV is read into memory, with types found from the whole of it; dates that are not all ISO 8601 stay
+    text. NaN is null, as in all that follows.
 
     Parameters
     ----------
@@ -102,6 +106,8 @@ def load_table(
         The table's name in SQL.
     paths
         One or many files of one format and one set of columns; rows follow the order given.
+    ids
+        Columns that are text in CSV, whatever they look like: 1.10 is not 1.1, and 007 not 7.
     error
         The class to raise.
 
@@ -117,13 +123,21 @@ def load_table(
     if len(formats) != 1 or None in formats:
         names = ", ".join(path.name for path in paths[:5])
         raise error(f"{name}: cannot tell the format", got=names, expected="all .parquet, .csv or .arrow")
+    given, dates = f"{name} as given", {}
     try:
         if formats == {"csv"}:
-            _load_csv(connection, name, paths)
+            dates = _load_csv(connection, given, paths, ids)
         else:
-            connection.register(name, _dataset(paths, arrow=formats == {"arrow"}))
-        cursor = connection.execute(f"SELECT * FROM {quote(name)} LIMIT 0")
-        return [column[0] for column in cursor.description or ()]
+            connection.register(given, _dataset(paths, arrow=formats == {"arrow"}))
+        kinds = _kinds(connection, quote(given))
+        columns = {column: quote(column) for column in kinds}
+        columns |= {c: f"CAST({quote(c)} AS {kind})" for c, kind in dates.items()}
+        columns |= {
+            c: f"nullif({quote(c)}, 'nan')" for c, kind in kinds.items() if kind in ("FLOAT", "DOUBLE")
+        }
+        listed = ", ".join(f"{read} AS {quote(column)}" for column, read in columns.items())
+        connection.execute(f"CREATE VIEW {quote(name)} AS SELECT {listed} FROM {quote(given)}")
+        return list(kinds)
     except (
         duckdb.Error,
         OSError,
@@ -139,7 +153,10 @@ def _format(path: Path) -> str | None:
     return FORMATS.get(path.suffix.lower())
 
 
-def _load_csv(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[Path]) -> None:
+def _load_csv(
+    connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[Path], ids: Sequence[str]
+) -> dict[str, str]:
+    """Read files into a table; return the types of columns that hold dates and nothing else, which are text in it."""
     header: list[str] | None = None
     for path in paths:
         reader = connection.read_csv(glob.escape(str(path.resolve())), sample_size=-1)
@@ -148,7 +165,24 @@ def _load_csv(connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[
         header = reader.columns
     literal = [glob.escape(str(path.resolve())).replace("'", "''") for path in paths]
     files = "[" + ", ".join(f"'{path}'" for path in literal) + "]"
-    connection.execute(f"CREATE TABLE {quote(name)} AS SELECT * FROM read_csv({files}, sample_size = -1)")
+    read = f"read_csv({files}, sample_size = -1"
+    kinds = _kinds(connection, f"(SELECT * FROM {read}))")
+    dates = {c: kind for c, kind in kinds.items() if c not in ids and kind.startswith(("DATE", "TIMESTAMP"))}
+    text = [column.replace("'", "''") for column in kinds if column in ids or column in dates]
+    types = ", ".join(f"'{column}': 'VARCHAR'" for column in text)
+    read += f", types = {{{types}}})" if types else ")"
+    connection.execute(f"CREATE TABLE {quote(name)} AS SELECT * FROM {read}")
+    for column in list(dates):
+        # DuckDB takes 01/02/2020 for the one or the other, and 31-01-20 for a day of the year 31
+        other = f"NOT regexp_full_match({quote(column)}, '{ISO_TIME}')"
+        if connection.execute(f"SELECT 1 FROM {quote(name)} WHERE {other} LIMIT 1").fetchall():
+            del dates[column]
+    return dates
+
+
+def _kinds(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:
+    """Return the type of every column of a table or query."""
+    return {str(row[0]): str(row[1]) for row in connection.execute(f"DESCRIBE {source}").fetchall()}
 
 
 def _dataset(paths: Sequence[Path], *, arrow: bool) -> Any:
@@ -188,10 +222,8 @@ def zone_of(path: Path, name: str) -> str:
 
 
 def id_of(name: str) -> str:
-    """Return SQL that gives a column's values as ids, which are text; null where it is null or not a number."""
-    column = quote(name)
-    missing = f"typeof({column}) IN ('DOUBLE', 'FLOAT') AND isnan(TRY_CAST({column} AS DOUBLE))"
-    return f"CASE WHEN NOT ({missing}) THEN CAST({column} AS VARCHAR) END"
+    """Return SQL that gives a column's values as ids, which are text."""
+    return f"CAST({quote(name)} AS VARCHAR)"
 
 
 def _is_stream(path: Path) -> bool:

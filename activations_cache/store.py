@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, partial
-from io import BytesIO
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -221,7 +220,7 @@ class ActivationStore:
         data = path.read()
         if [len(data), crc32c(data)] != self._files["entities.parquet"]:
             raise StoreError(f"{path} is damaged: its checksum does not match")
-        return pq.read_table(BytesIO(data))
+        return pq.read_table(pa.BufferReader(data))
 
     def coordinates(
         self, split: str

@@ -54,8 +54,9 @@ class StoreWriter:
     seed, writer and block), written and committed by other threads while the next one is filled. The next
     one's rows go where rows were that are written already, so the memory of one block is enough, and a few
     chunks. A block ends between two calls, and the cursor of the last commit says exactly where the source
-    has to continue. As a context manager it commits what is buffered at the end, also when its body is
-    interrupted.
+    has to continue. As a context manager it commits what is buffered at the end, but not when its body is
+    interrupted: a block ends where it would have ended, so a store that was continued has the bits of one that was
+    not interrupted.
 
     Parameters
     ----------
@@ -193,11 +194,16 @@ class StoreWriter:
 
     def close(self) -> None:
         """Commit what is buffered, write the zarr metadata, let go of the group; again does nothing."""
+        self._end(whole=True)
+
+    def _end(self, *, whole: bool) -> None:
+        """Commit the blocks that were sent, and what is buffered if the source is `whole`; then let go."""
         if self._lock.released:
             return
         try:
             if not self._told:
-                self._flush()
+                if whole:
+                    self._flush()
                 self._settle()
                 # where a lock can be lost, only seal writes what is not written once
                 if self._lock.final:
@@ -213,7 +219,7 @@ class StoreWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close()
+        self._end(whole=error is None)
 
     def _check_alive(self) -> None:
         """Raise the error of an earlier block, once, and then that this writer has ended."""

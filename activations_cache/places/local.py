@@ -103,6 +103,9 @@ class LocalPlace(Place):
         folders = self.parent.make()
         beside = self.path.with_name(f"{self.name}.{uuid.uuid4().hex}{PARTIAL}")
         try:
+            if self.path.exists():
+                # nothing is written beside a record that is there: `seal` may be sweeping
+                raise FileExistsError(self.path)
             with partial_file(beside) as fd:
                 write_all(fd, [data])
             _link(beside, self.path)

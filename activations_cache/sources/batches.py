@@ -26,6 +26,7 @@ class BatchesSourceConfig(SourceConfig):
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True, serialize_by_alias=True)
     needs: ClassVar[tuple[str, ...]] = ("model",)
+    version: ClassVar[int] = 2
 
     kind: Literal["batches"] = "batches"
     import_: str = Field(alias="import", pattern=r"^[\w.]+:[\w.]+$")

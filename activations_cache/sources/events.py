@@ -9,13 +9,14 @@ from typing import ClassVar, Literal
 import duckdb
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
 from activations_cache import sql
 from activations_cache.models import module_hash
 from activations_cache.panel import Panel
 from activations_cache.splits import SplitConfig
-from activations_cache.tables import find_files, time_expression
+from activations_cache.tables import code_ids, find_files, time_expression
 from sae.errors import PanelError
 
 from .base import ActivationSource, HarvestInputs, SourceConfig
@@ -26,11 +27,11 @@ class EventsSourceConfig(SourceConfig):
     """A table of events, read by a model whose adapter sees each entity's events in order."""
 
     needs: ClassVar[tuple[str, ...]] = ("model",)
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     kind: Literal["events"] = "events"
     path: str | tuple[str, ...]
-    """Parquet, CSV or Arrow file, or several; a glob is allowed."""
+    """Parquet, CSV or Arrow file, or several; a glob is allowed, in natural order (part-2 before part-10)."""
     entity: str
     """Column of the account or customer."""
     time: str
@@ -38,7 +39,7 @@ class EventsSourceConfig(SourceConfig):
     period: Literal["day", "month"] = "day"
     """What one step of a date is; days count from 1970-01-01."""
     order: str | None = None
-    """Number or date that orders events of one time; None: as in the table."""
+    """Column of numbers, dates or times that orders events of one time, null last; None: as in the table."""
     columns: dict[str, str] = Field(min_length=1)
     """Name -> SQL expression over the table's columns, read as a number; the adapter's `panel.values`."""
     split: SplitConfig = SplitConfig()
@@ -69,10 +70,11 @@ def read_events(config: EventsSourceConfig) -> tuple[Panel, pa.Array]:
     Raises
     ------
     PanelError
-        A missing file or column, an unsafe or failing expression, a null or unreadable entity or time.
+        A missing file or column, an unsafe or failing expression, a null or unreadable entity or time, or an
+        order that is text.
     """
     with sql.connect(threads=1, memory_limit="4GB", spill=None) as connection:
-        available = sql.load_table(connection, "raw", config.files())
+        available = sql.load_table(connection, "raw", config.files(), ids=[config.entity])
         sql.lock(connection)
         selected = _selection(config, available)
         time = time_expression(connection, "raw", config.time, config.period, files=config.files())
@@ -90,9 +92,9 @@ def read_events(config: EventsSourceConfig) -> tuple[Panel, pa.Array]:
         raise PanelError(
             "the events cannot be used as they are", got=f"null or unreadable {', '.join(lost) or 'rows'}"
         )
-    ids, entity = np.unique(table["id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
-    at, names = table["time"].to_numpy(), pa.array(ids.tolist())
-    first = () if config.order is None else (table["@order"].to_numpy(zero_copy_only=False),)
+    entity, names = code_ids(table["id"])
+    at = table["time"].to_numpy()
+    first = () if config.order is None else (_ranks(table["@order"], config.order),)
     # stable, so ties stay as in the table
     order = np.lexsort((*first, at, entity))
     entity, at = entity[order], at[order]
@@ -103,13 +105,27 @@ def read_events(config: EventsSourceConfig) -> tuple[Panel, pa.Array]:
         values=np.stack(values, axis=1),
         entity=entity,
         time=at,
-        offsets=np.flatnonzero(np.diff(entity, prepend=-1, append=len(ids))),
+        offsets=np.flatnonzero(np.diff(entity, prepend=-1, append=len(names))),
         split=splits.of(entity, at),
         entity_split=splits.of_entity,
-        inner=np.zeros(len(ids), bool),
+        inner=np.zeros(len(names), bool),
         outcome=None,
         outcome_per="row",
     ), names
+
+
+def _ranks(column: pa.ChunkedArray, name: str) -> np.ndarray:
+    """Return the place of every value among all, null last; numbers stay exact, whatever their type."""
+    # as text 10 comes before 9
+    if pa.types.is_string(column.type) or pa.types.is_nested(column.type):
+        raise PanelError(
+            f"source.order: {name} does not say which event is first",
+            got=str(column.type),
+            expected="numbers, dates or times",
+            do="leave it out where the table is in order",
+        )
+    ranks: np.ndarray = pc.rank(column, tiebreaker="dense").to_numpy()
+    return ranks
 
 
 def _selection(config: EventsSourceConfig, available: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ class PanelSourceConfig(SourceConfig):
 
     needs: ClassVar[tuple[str, ...]] = ("panel", "model")
     reads_panel: ClassVar[bool] = True
+    version: ClassVar[int] = 2
 
     kind: Literal["panel"] = "panel"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from activations_cache.batching import batches_by_length
-from activations_cache.hooks import capture, resolve_hooks
+from activations_cache.hooks import intercept, resolve_hooks
 from activations_cache.inputs import ModelInputs, PanelAdapter
 from activations_cache.panel import Panel
 from activations_cache.splits import SPLITS, SplitConfig, assign_splits, hash_uniform
@@ -87,22 +88,28 @@ class ModelSource:
     def _read(self, inputs: ModelInputs) -> dict[str, Float[np.ndarray, "rows d_in"]]:
         """Call the model and return the activations at real places."""
         args, kwargs = _on(inputs.args, self._device), _on(inputs.kwargs, self._device)
-        with torch.inference_mode(), capture(self.model, self.names) as seen:
+        found: dict[str, dict[str, np.ndarray]] = {}
+
+        def take(name: str, x: Tensor) -> None:
+            # at once, for what comes after may work in place
+            found[name] = at_real_places(name, x, inputs)
+
+        with (
+            torch.inference_mode(),
+            intercept(self.model, {name: partial(take, name) for name in self.names}),
+        ):
             self.model(*args, **kwargs)
-        lost = [name for name in self.names if name not in seen]
+        lost = [name for name in self.names if name not in found]
         if lost:
             raise ConfigError(
                 f"the model's forward pass never came to the hook(s) {', '.join(lost)}",
                 do="name a module that is called, and a call (@N) that is made",
             )
-        acts: dict[str, np.ndarray] = {}
-        for name in self.names:
-            acts |= at_real_places(name, seen[name], inputs)
-        return acts
+        return {key: rows for name in self.names for key, rows in found[name].items()}
 
 
 def at_real_places(name: str, x: Tensor, inputs: ModelInputs) -> dict[str, Float[np.ndarray, "rows d_in"]]:
-    """Return the rows of an activation that are no padding, as float32; with fields, one array per field.
+    """Return copies of an activation's rows that are no padding, as float32; with fields, one array per field.
 
     Raises
     ------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +15,7 @@ from pydantic import Field
 from activations_cache import sql
 from activations_cache.matrices import open_matrix
 from activations_cache.splits import SplitConfig
-from activations_cache.tables import find_files, time_expression
+from activations_cache.tables import code_ids, find_files, time_expression
 from sae.config import Config
 from sae.errors import ConfigError
 from sae.world import World
@@ -47,9 +47,12 @@ class CoordinatesConfig(Config):
 class TensorsSourceConfig(SourceConfig):
     """Activations in files of shape [rows, d_in]."""
 
+    version: ClassVar[int] = 2
+
     kind: Literal["tensors"] = "tensors"
     path: str | tuple[str, ...]
-    """npy, safetensors or Parquet file, or several of one width, in the order of the rows; globs are allowed."""
+    """npy, safetensors or Parquet file, or several of one width, in the order of the rows; globs are allowed, and
+    are read in natural order (part-2 before part-10)."""
     key: str | None = None
     """Tensor of a safetensors file, or column of lists of a Parquet file; needed only where there are
     several. A Parquet file without a column of lists has one column per dimension."""
@@ -147,7 +150,7 @@ def read_coordinates(config: CoordinatesConfig, n_rows: int) -> tuple[Coordinate
     path = Path(config.path).expanduser()
     where = f"source.coordinates ({path})"
     with sql.connect(threads=1, memory_limit="4GB", spill=None) as connection:
-        names = sql.load_table(connection, "given", [path], error=ConfigError)
+        names = sql.load_table(connection, "given", [path], ids=[config.entity], error=ConfigError)
         sql.lock(connection)
         lost = [c for c in (config.entity, config.time, config.position) if c is not None and c not in names]
         if lost:
@@ -170,7 +173,7 @@ def read_coordinates(config: CoordinatesConfig, n_rows: int) -> tuple[Coordinate
     ]
     if nulls:
         raise ConfigError(f"{where}: null or unreadable {', '.join(nulls)}", do="mend the table")
-    ids, entity = np.unique(table["id"].to_numpy(zero_copy_only=False).astype(str), return_inverse=True)
+    entity, ids = code_ids(table["id"])
     given = {name: table[name].to_numpy() for name in table.column_names if name != "id"}
     position = given.get("position")
     if position is None:
@@ -179,7 +182,7 @@ def read_coordinates(config: CoordinatesConfig, n_rows: int) -> tuple[Coordinate
         raise ConfigError(
             f"{where}: an entity has one position twice", do=f"mend the column {config.position}"
         )
-    return Coordinates(entity, position, given.get("time", position)), pa.array(ids.tolist())
+    return Coordinates(entity, position, given.get("time", position)), ids
 
 
 def count_within(

@@ -34,10 +34,11 @@ class TextSourceConfig(SourceConfig):
     """Documents, read by a model and its tokenizer; positions and times count a document's tokens."""
 
     needs: ClassVar[tuple[str, ...]] = ("model",)
+    version: ClassVar[int] = 2
 
     kind: Literal["text"] = "text"
     path: str | tuple[str, ...]
-    """Text files (UTF-8), or one folder that `datasets` saved with save_to_disk; a glob is allowed."""
+    """Text files (UTF-8), or one folder that `datasets` saved with save_to_disk; a glob is allowed, in natural order."""
     document: Literal["file", "line"] = "file"
     """What a document of a text file is; empty lines are none."""
     column: str = "text"
@@ -63,7 +64,7 @@ class TextSourceConfig(SourceConfig):
             raise ConfigError("source.tokenizer is missing", do="give the folder of the model's tokenizer")
         model = inputs.model.load(inputs.fitted).to(inputs.device)
         tokenizer = load_tokenizer(folder)
-        _check_fit(model, tokenizer, self.length)
+        check_fit(model, tokenizer, self.length)
         documents = open_documents(self.files(), self.document, self.column)
         kept = Tokens(documents, tokenizer, keep_special=self.special_tokens == "keep")
         feed = (
@@ -239,6 +240,8 @@ def load_tokenizer(folder: Path) -> Any:
         raise ConfigError(f"no tokenizer in {folder}", got=first_line(error), do=do) from error
     if not tokenizer.is_fast:
         raise ConfigError(f"the tokenizer in {folder} is no fast one", do="convert it to tokenizer.json")
+    # from the left it would cut a document's sequences in the order last to first
+    tokenizer.truncation_side = "right"
     words = tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens)
     if len(words) < FEWEST_WORDS:
         # a folder without tokenizer files gets an empty one of the model's kind, to which every word is unknown
@@ -248,12 +251,13 @@ def load_tokenizer(folder: Path) -> Any:
     return tokenizer
 
 
-def _check_fit(model: nn.Module, tokenizer: Any, length: int) -> None:
+def check_fit(model: nn.Module, tokenizer: Any, length: int) -> None:
     """Compare the model's tables with what it will be given; ConfigError where they are too small."""
     positions = getattr(getattr(model, "config", None), "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < length:
+    if isinstance(positions, int) and 0 < positions - _first_position(model) < length:
         raise ConfigError(
-            f"source.length={length} is more than the model reads", expected=f"at most {positions}"
+            f"source.length={length} is more than the model reads",
+            expected=f"at most {positions - _first_position(model)}",
         )
     find: Any = getattr(model, "get_input_embeddings", lambda: None)
     table = find()
@@ -263,3 +267,11 @@ def _check_fit(model: nn.Module, tokenizer: Any, length: int) -> None:
             got=f"{len(tokenizer)}",
             expected=f"at most {table.num_embeddings}",
         )
+
+
+def _first_position(model: nn.Module) -> int:
+    """Return where a model's table of positions begins: behind the padding's in RoBERTa and its kin."""
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            return 0 if module.padding_idx is None else module.padding_idx + 1
+    return 0

@@ -31,7 +31,7 @@ class TimeSeriesSourceConfig(SourceConfig):
 
     needs: ClassVar[tuple[str, ...]] = ("panel", "model")
     reads_panel: ClassVar[bool] = True
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
 
     kind: Literal["timeseries"] = "timeseries"
     columns: tuple[str, ...] | None = None

@@ -50,7 +50,7 @@ def load_concept_table(
         metadata that is wrong or about columns that are not there.
     """
     with connect(threads=2, memory_limit="2GB", spill=None) as connection:
-        names = load_table(connection, "given", [path], error=ConceptError)
+        names = load_table(connection, "given", [path], ids=[entity], error=ConceptError)
         load_table(connection, "panel", [panel], error=ConceptError)
         load_table(connection, "entities", [entities], error=ConceptError)
         lock(connection)

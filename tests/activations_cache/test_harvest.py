@@ -159,11 +159,30 @@ def test_it_continues_on_another_number_of_processes(tmp_path, first, then):
     path = tmp_path / "a"
     for rank in range(first):
         with pytest.raises(StoppedError):
-            run(path, Rows(stop=stop_at(rank, 2)), world=of(rank, first))
+            run(path, Rows(stop=stop_at(rank, 5)), world=of(rank, first))
     begun = ActivationStore.open(path, allow_incomplete=True)
-    assert begun.n_rows == first * 20 * LENGTH
+    assert begun.n_rows == first * 40 * LENGTH
     run(path, Rows(), world=of(then - 1, then))
     assert len(check(path).groups) == first
+
+
+def bytes_of(path: Path) -> dict[str, bytes]:
+    return {
+        str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file() and p.name != "lock"
+    }
+
+
+@pytest.mark.parametrize("batch", [2, 4, 7])
+def test_interrupted_and_continued_it_has_the_bits_of_one_that_was_not(tmp_path, batch):
+    def interrupt(_: int, i: int) -> None:
+        if i == batch:
+            raise KeyboardInterrupt
+
+    run(tmp_path / "a", Rows())
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "b", Rows(stop=interrupt))
+    run(tmp_path / "b", Rows())
+    assert bytes_of(tmp_path / "b") == bytes_of(tmp_path / "a")
 
 
 def test_a_part_that_another_process_holds_is_waited_for(tmp_path):

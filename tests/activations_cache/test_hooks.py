@@ -49,6 +49,29 @@ def test_capture_sees_input_output_tuple_items_and_calls(net):
     assert not torch.equal(seen["twice"], seen["twice@1"])
 
 
+def test_what_works_in_place_afterwards_does_not_change_what_was_seen():
+    class InPlace(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.act, self.b = nn.Linear(3, 3), nn.ReLU(inplace=True), nn.Linear(3, 3)
+
+        def forward(self, x):
+            h = self.a(x)
+            y = self.b(self.act(h))
+            y += h
+            return y
+
+    torch.manual_seed(0)
+    model = InPlace().eval()
+    with torch.inference_mode(), capture(model, ["a", "act:in", "act", "b"]) as seen:
+        model(X)
+        h = X @ model.a.weight.T + model.a.bias
+        y = h.clamp(min=0) @ model.b.weight.T + model.b.bias
+    assert (h < 0).any()
+    for name, want in (("a", h), ("act:in", h), ("act", h.clamp(min=0)), ("b", y)):
+        torch.testing.assert_close(seen[name], want)
+
+
 def test_calls_are_counted_anew_in_every_pass(net):
     with capture(net, ["twice@1"]) as seen:
         net(X)

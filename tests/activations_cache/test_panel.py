@@ -147,6 +147,7 @@ def broken(key, value, row=5):
         ),
         (lambda t: {**t, "when": np.tile(["a", "b", "c", "d"], 60)}, {}, ["cannot be read", "E000, a"]),
         (broken("bal", np.inf), {}, ["infinite", "E001"]),
+        (broken("bal", -1e39), {}, ["1 values in bal", "float32", "E001"]),
         (broken("y", 7), {}, ["other than 0, 1", "7"]),
         (broken("y", 1 - int(raw_table()["y"][5])), {}, ["not constant", "E001"]),
         (lambda t: t, {"columns": {"x": "nope + 1", "z": "bal"}}, ["nope", "who, when"]),
@@ -213,10 +214,18 @@ def test_column_names_that_differ_in_a_letter_are_two(tmp_path):
     assert (panel.values == [1.0, 2.0]).all()
 
 
-@pytest.mark.parametrize("columns", [{"bal": "bal", "BAL": "lim"}, {"time_as_given": "bal"}])
-def test_canonical_names_that_would_meet_are_refused(columns):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"columns": {"bal": "bal", "BAL": "lim"}},
+        {"columns": {"time_as_given": "bal"}},
+        {"columns": {"AUDIT_sex": "bal"}},
+        {"audit": {"sex": "sex", "Sex": "sex"}},
+    ],
+)
+def test_canonical_names_that_would_meet_are_refused(changes):
     with pytest.raises(ValueError, match="column name"):
-        config("x.parquet", columns=columns)
+        config("x.parquet", **changes)
 
 
 @pytest.mark.parametrize(
@@ -233,6 +242,9 @@ def test_a_time_cut_that_cuts_nothing_is_refused(tmp_path, when, cut, says):
     table = raw_table()
     if when:
         table["when"] = np.tile(when, 60)
+    elif isinstance(cut, str):
+        # periods may be whole numbers of any type
+        table["when"] = table["when"].astype(float)
     with pytest.raises(PanelError, match=says):
         prepared(tmp_path, table, split=SplitConfig(out_of_time=cut))
 
@@ -248,6 +260,27 @@ def test_missing_values_stay_missing(tmp_path):
     panel, profile = prepared(tmp_path, table)
     assert np.isnan(panel.values[3]).all()
     assert profile["column_profile"]["bal"]["missing"] == pytest.approx(1 / 240)
+
+
+@pytest.mark.parametrize(
+    "expression", ["bal > 100", "greatest(bal, 0)", "coalesce(bal, -1)", "bal BETWEEN 0 AND 1", "bal IS NULL"]
+)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_nan_and_null_are_the_same_to_expressions(tmp_path, expression, dtype):
+    found = []
+    for missing in (np.nan, None):
+        table = raw_table()
+        bal = pa.array(table["bal"].astype(dtype)).to_pylist()
+        table["bal"] = pa.array([*bal[:3], missing, *bal[4:]], pa.from_numpy_dtype(dtype))
+        found.append(prepared(tmp_path, table, columns={"x": expression})[0].values)
+    np.testing.assert_array_equal(*found)
+
+
+def test_an_outcome_that_is_never_known_has_no_rate(tmp_path, recwarn):
+    table = {**raw_table(), "y": pa.nulls(240, pa.int64())}
+    _, profile = prepared(tmp_path, table)
+    assert profile["outcome_rate"] is None and profile["outcome_known"] == 0
+    assert not recwarn.list
 
 
 def test_a_time_cut_takes_the_latest_rows_of_every_entity(tmp_path):

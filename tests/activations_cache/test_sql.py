@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import time
+from datetime import date
 from pathlib import Path
 
 import duckdb
@@ -247,6 +248,14 @@ def test_tables_of_every_format_survive_the_lock(tmp_path: Path, name: str, coun
         lock(connection)
         rows = connection.execute("SELECT a, b FROM panel").fetchall()
     assert rows == [tuple(row.values()) for row in table.to_pylist()] * count
+
+
+def test_dates_of_a_csv_are_dates_where_all_are_iso(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("a,b,c,d\n2020-01-31,31-01-20,2020-01-31,1.10\n,,infinity,nan\n")
+    with connect(threads=1, memory_limit="200MB") as connection:
+        load_table(connection, "panel", [tmp_path / "x.csv"], ids=["d"])
+        rows = connection.execute("SELECT a, b, c, d FROM panel").fetchall()
+    assert rows == [(date(2020, 1, 31), "31-01-20", "2020-01-31", "1.10"), (None, None, "infinity", "nan")]
 
 
 def test_odd_file_names(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What sources read is what models compute and files hold; and wrong input is one clear message."""
 
+import json
 import shutil
 
 import numpy as np
@@ -8,18 +9,22 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, RobertaConfig, RobertaModel
 
+from activations_cache.documents import Documents
 from activations_cache.hooks import capture
 from activations_cache.inputs import ModelInputs
 from activations_cache.models import ModelConfig
 from activations_cache.sources import reading
 from activations_cache.sources.base import HarvestInputs, SourceConfig
+from activations_cache.sources.batches import BatchesFeed
+from activations_cache.sources.text import PaddedFeed, Tokens, check_fit, load_tokenizer
+from activations_cache.splits import SplitConfig
 from sae.config import parse_config
 from sae.errors import ConfigError, UserError
 from sae.world import World
 from tests.contracts.source_cases import HERE, collect, source_case, table_of
-from tests.contracts.source_models import COLUMNS, CUT
+from tests.contracts.source_models import COLUMNS, CUT, WORDS, batches
 
 EXACT = {
     "text, bert": ("bert", "encoder.layer.{}", range(3), {}),
@@ -234,6 +239,48 @@ def test_an_activation_that_does_not_fit_is_refused():
         reading.at_real_places("gru", x, inputs)
     with pytest.raises(ConfigError, match="4 fields"):
         reading.at_real_places("h", torch.zeros(2, 3, 3, 5), inputs._replace(fields=tuple("abcd")))
+
+
+def test_rows_are_taken_before_the_model_works_in_place():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 5), nn.ReLU(inplace=True), nn.Linear(5, 2)).eval()
+    calls = batches()
+    source = reading.ModelSource(BatchesFeed(calls, SplitConfig()), model, ["0"], provenance={})
+    for call, batch in zip(calls, collect(source), strict=True):
+        want = (call.args[0] @ model[0].weight.T + model[0].bias)[torch.from_numpy(call.real)]
+        assert (want < 0).any()
+        np.testing.assert_allclose(batch.acts["0"], want.detach().numpy(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_long_document_is_cut_from_its_beginning_whatever_its_tokenizer_says(place, folder_of, side):
+    folder = place / f"cut from the {side}"
+    words = AutoTokenizer.from_pretrained(folder_of("bert"))
+    words.save_pretrained(folder)
+    settings = folder / "tokenizer_config.json"
+    sides = {"truncation_side": side, "padding_side": side}
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), **sides}))
+    text = " ".join(WORDS)
+    documents = Documents(["d"], lambda _: text)
+    feed = PaddedFeed(Tokens(documents, load_tokenizer(folder), keep_special=False), 6, SplitConfig())
+    found = {}
+    for step in feed.plan(World()):
+        call = feed.load(step)
+        ids = call.kwargs["input_ids"].numpy()[call.real]
+        found |= dict(zip(call.position[call.real].tolist(), ids.tolist(), strict=True))
+    assert [found[i] for i in range(len(WORDS))] == words(text, add_special_tokens=False)["input_ids"]
+
+
+def test_positions_that_begin_behind_the_padding_are_fewer():
+    config = RobertaConfig(
+        vocab_size=40, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8,
+        max_position_embeddings=20, pad_token_id=1,
+    )  # fmt: skip
+    model = RobertaModel(config).eval()
+    model(input_ids=torch.full((1, 18), 5))
+    check_fit(model, range(30), 18)
+    with pytest.raises(ConfigError, match="at most 18"):
+        check_fit(model, range(30), 19)
 
 
 def test_a_hook_that_is_never_called_is_refused(build, place, folder_of):

@@ -18,6 +18,7 @@ import torch
 import zarr
 from safetensors.numpy import load_file
 
+from activations_cache import sql
 from activations_cache.erase import ErasureReport, erase, erase_listed, read_ids
 from activations_cache.loader import LoaderConfig, ShuffledLoader
 from activations_cache.schema import StoreLayout
@@ -283,8 +284,19 @@ def test_what_cannot_be_erased_is_told(store, rows, tmp_path, layout, feed):
     assert ActivationStore.open(store).n_rows == len(rows.entity)
 
 
+def ids_of_panel(file: Path) -> list[str]:
+    """As ids become text where a table is read."""
+    with sql.connect(threads=1, memory_limit="100MB") as connection:
+        sql.load_table(connection, "raw", [file])
+        return [row[0] for row in connection.execute(f"SELECT {sql.id_of('id')} FROM raw").fetchall()]
+
+
 def test_lists_of_ids(tmp_path, store):
-    (tmp_path / "a.txt").write_text("client-00001\n\n  client-00002 \n")
+    (tmp_path / "a.txt").write_bytes("client-00001\n\n  client-00002 \r\na\u2028b\x85c\rd\n \n".encode())
+    (tmp_path / "na.csv").write_text("id\nNA\nnull\nnan\n")
+    at = pa.array([0]).cast(pa.timestamp("us", "UTC"))
+    pq.write_table(pa.table({"id": pa.array([3.0, 1e20])}), tmp_path / "float.parquet")
+    pq.write_table(pa.table({"id": at}), tmp_path / "time.parquet")
     (tmp_path / "a.csv").write_text("n,id\n1,007\n2,client-00003\n")
     (tmp_path / "b.csv").write_text("x,y\n1,2\n")
     (tmp_path / "one.csv").write_text("entity\n5\n")
@@ -295,7 +307,10 @@ def test_lists_of_ids(tmp_path, store):
     (tmp_path / "gap.csv").write_text("id,n\n5,1\n,2\n")
     (tmp_path / "empty.txt").write_text("\n")
     pq.write_table(pa.table({"entity_id": pa.array([7, 8]), "x": [0, 1]}), tmp_path / "a.parquet")
-    assert read_ids(tmp_path / "a.txt") == ["client-00001", "client-00002"]
+    assert read_ids(tmp_path / "a.txt") == ["client-00001", "  client-00002 ", "a\u2028b\x85c\rd"]
+    assert read_ids(tmp_path / "na.csv") == ["NA", "null", "nan"]
+    for file in ("float.parquet", "time.parquet"):
+        assert read_ids(tmp_path / file) == ids_of_panel(tmp_path / file)
     assert read_ids(tmp_path / "a.csv") == ["007", "client-00003"]
     assert read_ids(tmp_path / "b.csv", column="y") == ["2"]
     assert read_ids(tmp_path / "one.csv") == ["5"]

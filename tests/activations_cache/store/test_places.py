@@ -67,6 +67,15 @@ def test_content_is_replaced_as_a_whole(place: Place) -> None:
     assert file.size() is None
 
 
+def test_nothing_is_written_beside_a_record_that_is_there(tmp_path: Path) -> None:
+    file = place_of(tmp_path / "a/record")
+    file.create(b"first")
+    before = (tmp_path / "a").stat().st_mtime_ns
+    time.sleep(0.02)
+    file.create(b"first")
+    assert (tmp_path / "a").stat().st_mtime_ns == before
+
+
 def test_what_is_there_is_never_created_again(place: Place) -> None:
     file = place / "record"
     file.create(b"first")

@@ -164,6 +164,8 @@ def test_moments_merge_in_any_way():
     np.testing.assert_allclose(moments_of(large).variance, large.astype(np.float64).var(0), rtol=1e-5)
     assert moments_of(np.full((2, 3), 1e30, np.float32)).max_norm == pytest.approx(3**0.5 * 1e30)
     zero = moments_of(np.zeros((3, 2), np.float32))
+    huge = moments_of(np.full((9, 2), 1e30, np.float32))
+    assert huge.norm_quantile(0.5) == huge.max_norm == pytest.approx(2**0.5 * 1e30)
     assert zero.norm_quantile(0.5) == 2.0**-32 and np.isnan(Moments.empty(2).norm_quantile(0.5))
 
 

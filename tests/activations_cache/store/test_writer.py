@@ -211,18 +211,27 @@ def test_two_writers_of_one_group_are_refused(tmp_path, layout, rows, feed):
     assert ActivationStore.open(path).n_rows == 20
 
 
-def test_an_interruption_keeps_what_was_appended(tmp_path, layout, rows, feed):
+@pytest.mark.parametrize(("stop", "kept"), [(300, None), (700, None), (800, [700]), (1500, [1400])])
+def test_an_interruption_keeps_whole_blocks_alone(tmp_path, layout, rows, feed, stop, kept):
     path = tmp_path / "a.zarr"
 
     def harvest():
         with open_writer(path, layout) as writer:
-            feed(writer, rows.part(0, 300))
+            feed(writer, rows.part(0, stop))
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         harvest()
     with open_writer(path, layout) as writer:
-        assert writer.cursor == [300]
+        assert writer.cursor == kept
+
+
+def test_sealing_sweeps_what_killed_processes_were_about_to_put(tmp_path, rows, write):
+    for name in ("parts.json.0.partial", "zarr.json.1.partial.partial", "w0000/end.json.2.partial"):
+        (tmp_path / "a" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "a" / name).touch()
+    write(tmp_path / "a", rows)
+    assert not list((tmp_path / "a").rglob("*.partial"))
 
 
 def test_short_system_calls_are_continued(tmp_path, monkeypatch):

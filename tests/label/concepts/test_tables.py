@@ -87,3 +87,18 @@ def test_whole_numbers_of_any_width_are_periods(folder: Path, width: str) -> Non
     load(folder, {"id": [9, 17], "month": months, "vip": [True, False]})
     with pytest.raises(ConceptError, match="not the panel's period index"):
         load(folder, {"id": [9, 17], "month": [3.0, 4.0], "vip": [True, False]})
+
+
+def test_ids_of_a_csv_are_text_as_they_are_in_a_panel(folder: Path) -> None:
+    pq.write_table(pa.table({"entity": [0, 1], "id": ["1.1", "1.10"]}), folder / "entities.parquet")
+    (folder / "given.csv").write_text("id,month,vip\n1.1,3,true\n1.10,3,false\n")
+    load_concept_table(
+        folder / "given.csv",
+        folder / "out.parquet",
+        panel=folder / "panel.parquet",
+        entities=folder / "entities.parquet",
+        entity="id",
+        time="month",
+        meta=None,
+    )
+    assert pq.read_table(folder / "out.parquet")["vip"].to_pylist()[::2] == [True, False]
