@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import rich.console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -45,8 +46,12 @@ class Console:
             self.rich = rich.console.Console(highlight=False, width=160, quiet=quiet)
 
     def print(self, *what: object) -> None:
-        """Print anything that rich can render."""
+        """Print anything that rich can render, brackets in a text being markup."""
         self.rich.print(*what)
+
+    def say(self, text: str) -> None:
+        """Print a text as it is, on one line: names and paths may hold brackets."""
+        self.rich.print(text, markup=False, soft_wrap=True)
 
     def note(self, text: str) -> None:
         """Print a line below the current stage."""
@@ -54,7 +59,7 @@ class Console:
 
     def started(self, stage: str, why: str) -> None:
         """Say that a stage begins."""
-        self.rich.print(f"[bold]{stage}[/] {why}".rstrip())
+        self.rich.print(f"[bold]{stage}[/] {escape(why)}".rstrip())
 
     def skipped(self, stage: str, seconds: float) -> None:
         """Say that a stage's output is fresh."""
@@ -62,7 +67,9 @@ class Console:
 
     def finished(self, stage: str, seconds: float, output: Path) -> None:
         """Say that a stage is done."""
-        self.rich.print(f"    [green]done[/] in {seconds:.1f} s: [dim]{output}[/]", soft_wrap=True)
+        self.rich.print(
+            f"    [green]done[/] in {seconds:.1f} s: [dim]{escape(str(output))}[/]", soft_wrap=True
+        )
 
     @contextmanager
     def bar(self, unit: str) -> Iterator[Bar]:
@@ -83,9 +90,8 @@ class Console:
             task = progress.add_task("", total=None)
 
             def show(done: int, total: int, text: str = "") -> None:
-                progress.update(
-                    task, completed=done, total=total, description=text.splitlines()[0] if text else ""
-                )
+                line = escape(text.splitlines()[0]) if text else ""
+                progress.update(task, completed=done, total=total, description=line)
 
             yield show
 

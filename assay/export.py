@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from label.bundle import dictionary_folder, write_bundle
+from label.provenance import configuration
 from sae.checkpoint import load_sae, read_header
 from sae.exports import Origin, export
 
@@ -42,7 +43,7 @@ def export_run(folder: Path, format_: str, out: Path | None) -> str:
 
 
 def _model(run: dict[str, Any]) -> str:
-    model = run.get("config", {}).get("model") or {}
+    model = configuration(run).get("model") or {}
     return str(model.get("path") or model.get("kind") or "")
 
 

@@ -14,13 +14,15 @@ from activations_cache.places import Place, place_of
 from activations_cache.schema import Description
 from label.decide import REASONS
 from label.tables import read_summary, read_table
-from sae.errors import UserError
+from sae.errors import ConfigError, UserError
 from train.frontier import SWEEP, as_table, read_sweep
 
 from .console import Console
 from .freshness import read_record
 
 N_SHOWN = 20
+RIGHT = "[green]every checksum is right[/]"
+READ = "[green]every table can be read[/]; there are no checksums of them"
 
 
 def read_run(folder: Path) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def inspect(location: str | Path, console: Console, *, verify: bool = False) -> 
     kinds: list[tuple[str, Callable[[Path, Console, bool], None]]] = [
         ("run.json", _inspect_run),
         ("dictionary.json", _inspect_bundle),
-        ("summary.json", lambda p, c, _: show_labels(p, c)),
+        ("summary.json", _inspect_labels),
         ("weights.safetensors", _inspect_dictionary),
         ("profile.json", _inspect_panel),
     ]
@@ -75,23 +77,31 @@ def inspect(location: str | Path, console: Console, *, verify: bool = False) -> 
 
 def show_run(folder: Path, console: Console) -> None:
     """Print what a run found, headline first, and where everything lies."""
+    from label.bundle import labelled_dictionary
+
     run = read_run(folder)
     labels = folder / "labels"
     if (labels / "summary.json").is_file():
         show_labels(labels, console)
+        try:
+            labelled_dictionary(folder, run)
+        except ConfigError as error:
+            console.say(f"\nNote: {error}")
     sweep = folder / "sae" / SWEEP
     if run["config"].get("sweep") is not None and sweep.is_file():
-        console.print("", as_table(*read_sweep(sweep)), f"drawn in {sweep.with_suffix('.svg')}")
+        console.print("", as_table(*read_sweep(sweep)), escape(f"drawn in {sweep.with_suffix('.svg')}"))
     table = Table(box=None, show_header=False, pad_edge=False)
     for name, stage in run["stages"].items():
         # a stage before it may have run again since, and replaced the folder that its output was in
         if stage.get("output") and (folder / stage["output"]).exists():
-            table.add_row(name, f"[dim]{stage.get('seconds', 0):,.1f} s[/]", str(folder / stage["output"]))
+            table.add_row(
+                name, f"[dim]{stage.get('seconds', 0):,.1f} s[/]", escape(str(folder / stage["output"]))
+            )
     console.print("\n[bold]Where everything lies[/]")
     console.print(table)
     page = folder / "report" / "index.html"
     after = f"open {page}" if page.is_file() else f"assay inspect {folder}"
-    console.rich.print(f"\nDone: {folder}. Next: {after}{_export_of(folder, run)}", soft_wrap=True)
+    console.say(f"\nDone: {folder}. Next: {after}{_export_of(folder, run)}")
 
 
 def _export_of(folder: Path, run: dict[str, Any]) -> str:
@@ -167,7 +177,7 @@ def _baselines(summary: dict[str, Any]) -> Table:
     baselines = summary["baselines"]
     for concept, best in sorted(summary["concepts"].items(), key=lambda item: -item[1]["skill"])[:N_SHOWN]:
         table.add_row(
-            concept,
+            escape(concept),
             str(best["feature"]),
             f"{best['skill']:.2f}",
             _number(baselines.get("twin", {}).get(concept)),
@@ -211,14 +221,25 @@ def _show_checks(summary: dict[str, Any], console: Console) -> None:
 def _inspect_run(path: Path, console: Console, verify: bool) -> None:
     run = read_run(path)
     console.print(
-        f"[bold]{run['name']}[/], versions {', '.join(f'{k} {v}' for k, v in run['versions'].items())}"
+        f"[bold]{escape(run['name'])}[/], versions {', '.join(f'{k} {v}' for k, v in run['versions'].items())}"
     )
     for name, stage in run["stages"].items():
         if not stage.get("output"):
             console.print(f"  [yellow]{name} is unfinished[/]: run the same command again")
-    if verify and (path / "activations.zarr").exists():
-        _inspect_store(place_of(path / "activations.zarr"), console, verify)
+    if verify:
+        from .verify import verify_run
+
+        verify_run(path, console)
     show_run(path, console)
+
+
+def _inspect_labels(path: Path, console: Console, verify: bool) -> None:
+    if verify:
+        from .verify import verify_labels
+
+        verify_labels(path)
+        console.print(READ)
+    show_labels(path, console)
 
 
 def _inspect_store(path: Place, console: Console, verify: bool) -> None:
@@ -227,7 +248,7 @@ def _inspect_store(path: Place, console: Console, verify: bool) -> None:
     store = ActivationStore.open(path, allow_incomplete=True)
     size = sum(path.sizes().values())
     console.print(
-        f"[bold]{path}[/]: {'complete' if store.complete else 'incomplete, its harvest has not ended'}"
+        f"[bold]{escape(str(path))}[/]: {'complete' if store.complete else 'incomplete, its harvest has not ended'}"
     )
     console.print(f"  {store.n_rows:,} rows, {len(store.entity_codes()):,} entities, {size / 1e6:,.1f} MB")
     console.print("  " + ", ".join(f"{s} {n:,}" for s, n in store.splits.items()))
@@ -236,14 +257,14 @@ def _inspect_store(path: Place, console: Console, verify: bool) -> None:
         if store.complete and store.splits.get("fit"):
             moments = store.moments(hook, "fit")
             line += f", root mean variance {moments.scale:.4g}, median norm {moments.norm_quantile(0.5):.4g}"
-        console.print(line)
+        console.say(line)
     for line in _origin_lines(store.description):
-        console.rich.print(line, markup=False, soft_wrap=True)
+        console.say(line)
     if verify:
-        problems = store.verify()
-        if problems:
-            raise UserError(f"{path} is damaged\n  " + "\n  ".join(problems), do="harvest it again")
-        console.print("  [green]every checksum is right[/]")
+        from .verify import verify_store
+
+        verify_store(path)
+        console.print(f"  {RIGHT}")
 
 
 def _origin_lines(description: Description) -> Iterator[str]:
@@ -262,7 +283,10 @@ def _origin_lines(description: Description) -> Iterator[str]:
 def _inspect_dictionary(path: Path, console: Console, verify: bool) -> None:
     from sae.checkpoint import load_sae, read_header
 
+    # which reads the checksum whether it was asked for or not
     load_sae(path)
+    if verify:
+        console.print(RIGHT)
     console.rich.print_json(json.dumps(read_header(path)))
     if (path / "evaluation.json").is_file():
         console.rich.print_json((path / "evaluation.json").read_text())
@@ -273,8 +297,13 @@ def _inspect_panel(path: Path, console: Console, verify: bool) -> None:
 
     from .steps.model import profile_lines
 
+    if verify:
+        from .verify import verify_panel
+
+        verify_panel(path)
+        console.print(READ)
     for line in profile_lines(read_profile(path)):
-        console.print(line)
+        console.say(line)
 
 
 def _inspect_bundle(path: Path, console: Console, verify: bool) -> None:
@@ -282,7 +311,7 @@ def _inspect_bundle(path: Path, console: Console, verify: bool) -> None:
 
     if verify:
         verify_bundle(path)
-        console.print("[green]every checksum is right[/]")
+        console.print(RIGHT)
     console.rich.print_json((path / "dictionary.json").read_text())
 
 

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Int
 
 from .confirm import Detector
 from .discover import against_target
+from .intervals import written_ends
 from .statistics.counts import MAX_PREVALENCE, Levels, count
 from .targets import Coded, Target
 
@@ -34,7 +35,7 @@ class ColumnDetector(NamedTuple):
     def describe(self) -> str:
         """Return it in words."""
         if self.shape == "interval":
-            return f"{self.column} in [{self.low:.4g}, {self.high:.4g}]"
+            return f"{self.column} in [{', '.join(written_ends(self.low, self.high))}]"
         return f"{'high' if self.shape == 'rising' else 'low'} {self.column}"
 
     def on(self, values: Float[np.ndarray, " rows"]) -> Detector:

@@ -21,6 +21,7 @@ from sae.strict_json import as_json
 from .card import card
 from .folders import check_place, replaced_folder
 from .naming import column_name
+from .provenance import configuration, dictionary_stage
 from .tables import FORMAT_VERSION as TABLES_VERSION
 from .tables import read_summary, read_table
 
@@ -54,8 +55,8 @@ def write_bundle(run_folder: Path, out: Path) -> Path:
     Raises
     ------
     ConfigError
-        The run has no labels or no dictionary, its labels are of an earlier one, or `out` holds something that is
-        not a bundle.
+        The run has no labels or no dictionary, its labels are damaged or of an earlier one, or `out` holds something
+        that is not a bundle.
     CheckpointError
         The dictionary is damaged or not folded.
     """
@@ -81,7 +82,7 @@ def write_bundle(run_folder: Path, out: Path) -> Path:
         pq.write_table(features, folder / "features.parquet")
         _write_lines(folder / "features.jsonl", features.to_pylist())
         for name in ("concepts", *EVIDENCE):
-            shutil.copyfile(labels / f"{name}.parquet", folder / f"{name}.parquet")
+            pq.write_table(read_table(labels, name), folder / f"{name}.parquet")
         expressions = _read_json(run_folder / "concepts" / "expressions.json")
         _write_json(folder / "concepts.json", _concepts(read_table(labels, "concepts"), expressions))
         dictionary = _describe(run_folder, run, sae, header, summary)
@@ -149,7 +150,7 @@ def labelled_dictionary(run_folder: Path, run: Mapping[str, Any]) -> Path:
         The run has another dictionary by now, or it cannot be told which one is the run's.
     """
     found, stages = dictionary_folder(run_folder, run), run.get("stages", {})
-    made = _dictionary_stage(run)
+    made = dictionary_stage(run)
     spoken_of = stages.get("label", {}).get("inputs", {}).get(f"after {made}")
     if spoken_of is not None and spoken_of != stages.get(made, {}).get("fingerprint"):
         raise ConfigError(
@@ -168,7 +169,7 @@ def dictionary_folder(run_folder: Path, run: Mapping[str, Any]) -> Path:
     ConfigError
         The run's record names none, and there is not exactly one.
     """
-    recorded = run.get("stages", {}).get(_dictionary_stage(run), {}).get("output")
+    recorded = run.get("stages", {}).get(dictionary_stage(run), {}).get("output")
     if recorded is not None:
         return run_folder / str(recorded)
     found = sorted(p.parent for p in run_folder.glob(f"sae/*/{CONFIG}"))
@@ -181,14 +182,10 @@ def dictionary_folder(run_folder: Path, run: Mapping[str, Any]) -> Path:
     return found[0]
 
 
-def _dictionary_stage(run: Mapping[str, Any]) -> str:
-    return "import" if run.get("config", {}).get("dictionary") else "train"
-
-
 def _describe(
     run_folder: Path, run: Mapping[str, Any], sae: Path, header: Mapping[str, Any], summary: Mapping[str, Any]
 ) -> dict[str, Any]:
-    config, extra = run.get("config", {}), header["extra"]
+    config, extra = configuration(run), header["extra"]
     panel = run_folder / "panel"
     model = run_folder / "model"
     profile = _read_json(panel / "profile.json")
@@ -208,7 +205,7 @@ def _describe(
             "seed": extra.get("seed"),
             "training": extra,
             "model": {
-                "kind": config.get("model", {}).get("kind"),
+                "kind": (config.get("model") or {}).get("kind"),
                 "weights": weights_hash(model) if model.is_dir() else None,
             },
             "data": {

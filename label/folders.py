@@ -26,9 +26,16 @@ def replaced_folder(out: Path, marker: str, kind: str) -> Iterator[Path]:
     Raises
     ------
     ConfigError
-        `out` is a file, or a folder of something else.
+        `out` is a file, a folder of something else, or one that the program was started in.
     """
     check_place(out, marker, kind)
+    # a link stays, and what it leads to is replaced
+    out = out.resolve()
+    if Path.cwd().is_relative_to(out):
+        raise ConfigError(
+            f"{out} is where you are, and would be replaced",
+            do=f"go elsewhere first, and name the {kind} from there",
+        )
     out.parent.mkdir(parents=True, exist_ok=True)
     beside = out.with_name(f".{out.name}.{os.getpid()}.partial")
     old = out.with_name(f".{out.name}.{os.getpid()}.old")

@@ -46,7 +46,8 @@ def grow(
 ) -> tuple[list[int], float]:
     """Return the candidates of a greedy union on discover, and its F1 there.
 
-    Each step adds the candidate that raises F1 most, as long as it rises by `min_gain`; the first is always taken.
+    Each step adds the candidate that raises F1 most, as long as it rises, and by `min_gain`; the first is always
+    taken.
     """
     positives = int((holds & applies).sum())
     active = firing & applies
@@ -58,7 +59,8 @@ def grow(
         tp = (union & holds).sum() + (fresh & holds).sum(1)
         f1 = 2 * tp / max(positives, 1) / (1 + (union.sum() + fresh.sum(1)) / max(positives, 1))
         i = int(f1.argmax())
-        if chosen and f1[i] < best + min_gain:
+        # no gain at all is none, even where none is asked for: the group would take its members again
+        if chosen and (f1[i] < best + min_gain or f1[i] <= best):
             break
         chosen.append(i)
         union |= active[i]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from .intervals import written_ends
+
+_DIGITS = 6
+"""Of an interval's ends: names are kept by those who use the columns, so they hold these however few would do."""
+
 
 def column_name(feature: int, d_sae: int, concept: str | None, low: float | None, high: float | None) -> str:
     """Return the name of a feature's column; it changes only if the feature's label does.
@@ -25,9 +30,7 @@ def column_name(feature: int, d_sae: int, concept: str | None, low: float | None
     name = f"f_{feature:0{max(4, len(str(d_sae - 1)))}d}"
     if concept is None:
         return name
-    span = ""
-    if low is not None:
-        span = f"_{low:.6g}_to_below_{high:.6g}" if high is not None else f"_at_least_{low:.6g}"
-    elif high is not None:
-        span = f"_below_{high:.6g}"
-    return f"{name}__{concept}{span}"
+    first, last = written_ends(low, high, least=_DIGITS)
+    if first and last:
+        return f"{name}__{concept}_{first}_to_below_{last}"
+    return f"{name}__{concept}" + (f"_at_least_{first}" if first else f"_below_{last}" if last else "")

@@ -202,17 +202,19 @@ def read_table(folder: Path, name: str) -> pa.Table:
 
     Raises
     ------
-    FileNotFoundError
-        The folder holds no such table.
-    ValueError
-        It has another format version.
+    ConfigError
+        It is missing or damaged, or has another format version.
     """
-    table = pq.read_table(folder / f"{name}.parquet")
+    path = folder / f"{name}.parquet"
+    try:
+        table = pq.read_table(path)
+    except (OSError, pa.ArrowException) as error:
+        raise ConfigError(
+            f"cannot read the labels {path}", got=" ".join(str(error).split()), do="`assay label` again"
+        ) from error
     version = (table.schema.metadata or {}).get(b"format_version", b"").decode()
     if version != str(FORMAT_VERSION):
-        raise ValueError(
-            f"{folder / name}.parquet has format {version!r}, this program reads {FORMAT_VERSION}"
-        )
+        raise ConfigError(f"{path} is of another version", got=repr(version), expected=str(FORMAT_VERSION))
     return table
 
 

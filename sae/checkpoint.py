@@ -42,11 +42,15 @@ def save_sae(sae: SAE, folder: Path, extra: Mapping[str, Any] | None = None) -> 
     folder.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().contiguous().cpu() for name, value in sae.state_dict().items()}
     written = _beside(folder / WEIGHTS)
-    # straight from the tensors' memory: a dictionary may fill half of a host's
-    save_file(weights, written)
-    with written.open("r+b") as file:
-        digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-        os.fsync(file.fileno())
+    try:
+        # straight from the tensors' memory: a dictionary may fill half of a host's
+        save_file(weights, written)
+        with written.open("r+b") as file:
+            digest = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            os.fsync(file.fileno())
+        written.replace(folder / WEIGHTS)
+    finally:
+        written.unlink(missing_ok=True)
     header = {
         "format_version": FORMAT_VERSION,
         "sae": sae.config.to_dict(),
@@ -55,7 +59,6 @@ def save_sae(sae: SAE, folder: Path, extra: Mapping[str, Any] | None = None) -> 
         "weights": {"file": WEIGHTS, "blake2b": digest},
         "extra": dict(extra or {}),
     }
-    written.replace(folder / WEIGHTS)
     write_atomically(folder / CONFIG, (json.dumps(header, indent=2) + "\n").encode())
 
 
@@ -126,11 +129,14 @@ def read_header(folder: Path) -> dict[str, Any]:
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a file beside its place, flush it to the disk, and rename it."""
     temporary = _beside(path)
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _beside(path: Path) -> Path:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
+import rich.markup
 from rich.table import Table
+
+from sae.strict_json import as_json
 
 SWEEP = "sweep.json"
 FORMAT_VERSION = 1
@@ -36,9 +40,9 @@ class Point(NamedTuple):
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
-    """Return the points that no other beats in both FVU and L0, by L0."""
+    """Return the points that no other beats in both FVU and L0, by L0; what is not finite beats nothing."""
     best: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.l0, p.fvu)):
+    for point in sorted(_finite(points), key=lambda p: (p.l0, p.fvu)):
         if not best or point.fvu < best[-1].fvu:
             best.append(point)
     return best
@@ -54,12 +58,20 @@ def as_table(points: Sequence[Point], split: str) -> Table:
         table.add_column(name, justify="right")
     for p in sorted(points, key=lambda p: p.l0):
         star = "*" if p.name in best else ""
-        table.add_row(star, p.name, f"{p.fvu:.4f}", f"{p.l0:.1f}", f"{p.dead:.1%}", f"{p.seconds:,.1f}")
+        table.add_row(
+            star,
+            rich.markup.escape(p.name),
+            f"{p.fvu:.4f}",
+            f"{p.l0:.1f}",
+            f"{p.dead:.1%}",
+            f"{p.seconds:,.1f}",
+        )
     return table
 
 
 def as_svg(points: Sequence[Point], split: str) -> str:
-    """Return a drawing: a mark per dictionary with its name, and a line through the frontier."""
+    """Return a drawing: a mark per dictionary that has finite figures, with its name, and a line through the frontier."""
+    points = _finite(points)
     x = _axis([p.l0 for p in points], MARGIN, WIDTH - MARGIN)
     y = _axis([p.fvu for p in points], HEIGHT - MARGIN, MARGIN)
     line = " ".join(f"{x.place(p.l0):.1f},{y.place(p.fvu):.1f}" for p in frontier(points))
@@ -96,13 +108,17 @@ def write_sweep(points: Sequence[Point], split: str, path: Path) -> None:
     """Write what the dictionaries came to as JSON, by L0, and whether each is on the frontier."""
     best = {point.name for point in frontier(points)}
     rows = [p._asdict() | {"on_frontier": p.name in best} for p in sorted(points, key=lambda p: p.l0)]
-    path.write_text(json.dumps({"format_version": FORMAT_VERSION, "split": split, "members": rows}, indent=1))
+    path.write_text(as_json({"format_version": FORMAT_VERSION, "split": split, "members": rows}, indent=1))
 
 
 def read_sweep(path: Path) -> tuple[list[Point], str]:
     """Return what `write_sweep` wrote: the dictionaries, and the split that they were measured on."""
     found = json.loads(path.read_text())
-    return [Point(*(row[name] for name in Point._fields)) for row in found["members"]], found["split"]
+    # null is what JSON has for a figure that is not defined
+    rows: list[list[Any]] = [
+        [math.nan if row[name] is None else row[name] for name in Point._fields] for row in found["members"]
+    ]
+    return [Point(*row) for row in rows], found["split"]
 
 
 def own_seconds(metrics: Path) -> float:
@@ -111,6 +127,10 @@ def own_seconds(metrics: Path) -> float:
     What an interrupted run did after its last record is not in it.
     """
     return float(sum(json.loads(line)["step_seconds"] for line in metrics.read_text().splitlines()))
+
+
+def _finite(points: Sequence[Point]) -> list[Point]:
+    return [p for p in points if math.isfinite(p.fvu) and math.isfinite(p.l0)]
 
 
 class _Axis(NamedTuple):
@@ -126,6 +146,6 @@ class _Axis(NamedTuple):
 
 
 def _axis(values: Sequence[float], begin: float, end: float) -> _Axis:
-    low, high = min(values), max(values)
+    low, high = min(values, default=0.0), max(values, default=0.0)
     room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
     return _Axis((low - room, high + room), begin, end)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from label.decide import REASONS
+from label.intervals import written_ends
 
 VERDICTS = {True: "yes", False: "no", None: "not assessed"}
 
@@ -32,9 +33,10 @@ def interval_text(low: float | None, high: float | None, *, whole: bool) -> str:
         if first is None:
             return "" if last is None else f"{last} or less"
         return f"{first} or more" if last is None else f"{first} to {last}"
-    if low is None:
-        return "" if high is None else f"below {high:.3g}"
-    return f"at least {low:.3g}" if high is None else f"between {low:.3g} and {high:.3g}"
+    start, end = written_ends(low, high)
+    if not end:
+        return f"at least {start}" if start else ""
+    return f"between {start} and {end}" if start else f"below {end}"
 
 
 def title(record: Mapping[str, Any]) -> str:

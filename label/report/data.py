@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from label.provenance import configuration
 from label.tables import read_summary, read_table
 
 Record = dict[str, Any]
@@ -73,8 +74,8 @@ class Labels:
 
         Raises
         ------
-        FileNotFoundError, ValueError
-            A table is missing, or of another format version.
+        ConfigError
+            A table is missing or damaged, or of another format version.
         """
 
         def plain(name: str) -> list[Record]:
@@ -119,6 +120,10 @@ class Labels:
         return dict(found)
 
     @cached_property
+    def _made_with(self) -> dict[str, Any]:
+        return configuration(self.run)
+
+    @cached_property
     def concept_text(self) -> dict[str, str]:
         """What each concept says; its id where nothing is said."""
         return {c["concept"]: c["text"] or c["concept"] for c in self.concepts}
@@ -129,8 +134,8 @@ class Labels:
         return str(self.run.get("name") or self.config("name") or "Feature dictionary")
 
     def config(self, *path: str) -> Any:
-        """Return one value of the run's resolved configuration, or None."""
-        value: Any = self.run.get("config", {})
+        """Return one value of the configuration that the run was made with, or None."""
+        value: Any = self._made_with
         for key in path:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value

@@ -41,7 +41,7 @@ def histories(labels: Labels, r: Record) -> Markup:
     title = "Histories"
     if not every:
         return section("histories", title, el("p", {"class": "none"}, "No examples were recorded."))
-    unit = str(labels.config("panel", "period") or "month")
+    unit = _unit(labels)
     threshold = r["threshold"] or 0.0
     frame = frame_of(every, threshold, lambda time: period(time, unit))
     columns = columns_by_contrast(every, threshold)
@@ -52,6 +52,12 @@ def histories(labels: Labels, r: Record) -> Markup:
         _history_key(any(has_gap(h) for h in every)),
         *(_band(labels, band, found, columns, frame) for band, found in bands.items()),
     )
+
+
+def _unit(labels: Labels) -> str:
+    """Return what a step of time is: the source's own calendar counts before the panel's; empty where there is none."""
+    places = (("source", "coordinates", "period"), ("source", "period"), ("panel", "period"))
+    return next((str(unit) for place in places if (unit := labels.config(*place))), "")
 
 
 _HISTORIES = (

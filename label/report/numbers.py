@@ -34,6 +34,9 @@ def short(value: float | None) -> str:
     if value is None or not known(value):
         return NONE
     size = abs(value)
+    if size >= 1e4:
+        # what rounds to a million is one
+        size = float(f"{size:.3g}")
     if size and (size < 1e-3 or size >= 1e9):
         shown = f"{value:.2g}"
     elif size >= 1e6:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from label.intervals import written_ends
+
 from .data import Labels, Record
 from .html import Markup, el, join
 from .numbers import bracket, count, fixed, known, p_text, share
@@ -94,12 +96,10 @@ def _row(labels: Labels, r: Record, record: Record, axis: Axis) -> Markup:
 
 def interval_of(record: Record) -> str:
     """Return the interval of values a numeric concept is taken in, lower end included."""
-    low, high = record["low"], record["high"]
-    if low is None and high is None:
-        return ""
-    if high is None:
-        return f"at least {low:.3g}"
-    return f"below {high:.3g}" if low is None else f"from {low:.3g} to below {high:.3g}"
+    low, high = written_ends(record["low"], record["high"])
+    if not high:
+        return f"at least {low}" if low else ""
+    return f"from {low} to below {high}" if low else f"below {high}"
 
 
 def without_model(record: Record) -> Markup:

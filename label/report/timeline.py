@@ -119,9 +119,11 @@ def timeline(
         parts.append(_column(history, column, frame, x, step, y))
         y += COLUMN + SPACE
     floor = y - SPACE + 2
-    seen = {row["time"] for row in history}
-    holes = [t for t in range(history[0]["time"], history[-1]["time"] + 1) if t not in seen]
-    gaps = [svg.box(x(t), 4, step, floor - 4, tip=f"{frame.show_time(t)}: no row") for t in holes]
+    holes = [(a["time"] + 1, b["time"] - 1) for a, b in pairwise(history) if b["time"] - a["time"] > 1]
+    gaps = [
+        svg.box(x(a), 4, (b - a + 1) * step, floor - 4, tip=f"{_from_to(a, b, frame)}: no row")
+        for a, b in holes
+    ]
     slots = [svg.box(x(r["time"]), 4, step, floor - 4, tip=_tip(r, columns, frame)) for r in history]
     axis = [
         svg.words(LABELS, floor + 13, frame.show_time(first), kind="tick"),
@@ -217,6 +219,10 @@ def _tip(row: Record, columns: Sequence[str], frame: Frame) -> str:
     when, state = frame.show_time(row["time"]), STATES[row["concept_true"]][1]
     head = f"{when}: activation {short(row['activation'])}, {state}"
     return "\n".join([head, *(f"{c.removeprefix('raw_')} {short(row[c])}" for c in columns)])
+
+
+def _from_to(first: int, last: int, frame: Frame) -> str:
+    return " to ".join(frame.show_time(t) for t in dict.fromkeys((first, last)))
 
 
 def has_gap(history: Sequence[Record]) -> bool:

@@ -47,10 +47,8 @@ def write_report(
 
     Raises
     ------
-    FileNotFoundError, ValueError
-        A table is missing, or of another format version.
     ConfigError
-        `out` holds something that is not a report.
+        A table is missing, damaged, or of another format version; or `out` holds something that is not a report.
     """
     found = Labels.read(labels, run, evaluation, hash_ids=hash_ids)
     with replaced_folder(out, MARKER, KIND) as folder:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import shutil
 from pathlib import Path
 
 from sae.base import SAE
@@ -12,6 +13,9 @@ from sae.errors import CheckpointError, ConfigError
 from .format import Format, Origin
 
 __all__ = ["FORMATS", "Format", "Origin", "export", "load"]
+
+PARTIAL = ".partial"
+"""Where an export is written, in its folder."""
 
 FORMATS: dict[str, Format] = {}
 """By name."""
@@ -55,7 +59,7 @@ def load(folder: Path, format_: str = "auto") -> SAE:
 
 
 def export(sae: SAE, folder: Path, format_: str, *, origin: Origin) -> None:
-    """Write a folded dictionary in another library's format; an earlier export there is replaced.
+    """Write a folded dictionary in another library's format; an earlier export there is replaced once it is whole.
 
     Raises
     ------
@@ -69,7 +73,8 @@ def export(sae: SAE, folder: Path, format_: str, *, origin: Origin) -> None:
         raise CheckpointError(
             "the dictionary reads scaled activations", do="fold it first; training saves it folded"
         )
-    others = [] if not folder.is_dir() else sorted({p.name for p in folder.iterdir()} - set(target.files))
+    ours = {*target.files, PARTIAL}
+    others = [] if not folder.is_dir() else sorted({p.name for p in folder.iterdir()} - ours)
     if others or folder.is_file():
         raise ConfigError(
             f"{folder} holds something other than a dictionary for {format_}",
@@ -77,8 +82,19 @@ def export(sae: SAE, folder: Path, format_: str, *, origin: Origin) -> None:
             expected="an empty folder, or an earlier export",
             do="choose another place",
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    target.write(sae, folder, origin)
+    partial = folder / PARTIAL
+    # left by an export that was killed
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        target.write(sae, partial, origin)
+        settings, *weights = target.files
+        # they go first and come last, so that they never lie beside the weights of another dictionary
+        (folder / settings).unlink(missing_ok=True)
+        for name in (*weights, settings):
+            (partial / name).replace(folder / name)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _find(name: str) -> Format:

@@ -20,7 +20,7 @@ from sae.checkpoint import write_atomically
 from sae.errors import CheckpointError
 
 from .format import Format, Origin, as_float32, read_settings, require, write_settings
-from .plain import build, centred_bias, refusal, rule_of, thresholds, uncentred_bias
+from .plain import build, centred_bias, k_of, refusal, rule_of, thresholds, uncentred_bias
 
 SETTINGS, WEIGHTS = "config.json", "ae.pt"
 LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
@@ -44,7 +44,7 @@ def write(sae: SAE, folder: Path, origin: Origin) -> None:
         "dict_class": kind,
         "activation_dim": sae.d_in,
         "dict_size": sae.d_sae,
-        "k": sae.config.k,
+        "k": k_of(sae),
         "layer": None if layer is None else int(layer[0]),
         "lm_name": origin.model or None,
         "submodule_name": origin.hook or None,
@@ -98,7 +98,7 @@ def _foreign(sae: SAE) -> tuple[str, Mapping[str, Tensor]]:
         }
         return "GatedAutoEncoder", linear | biases
     linear["encoder.bias"] = sae.b_enc
-    counted = {"b_dec": sae.b_dec, "k": torch.tensor(sae.config.k, dtype=torch.int32)}
+    counted = {"b_dec": sae.b_dec, "k": torch.tensor(k_of(sae), dtype=torch.int32)}
     if rule == "relu" and _has_unit_columns(linear["decoder.weight"]):
         return "AutoEncoder", linear | {"bias": sae.b_dec}
     if rule == "relu":

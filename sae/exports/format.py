@@ -44,7 +44,7 @@ class Format:
     name
         As the user gives it.
     files
-        What a folder of this format holds; the last one is of this format alone.
+        What a folder of this format holds: the settings first; the last one is of this format alone.
     write
         Writes a folded dictionary into an existing folder.
     read

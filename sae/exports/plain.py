@@ -35,6 +35,11 @@ def rule_of(sae: SAE) -> Rule | None:
     return "topk"
 
 
+def k_of(sae: SAE) -> int:
+    """Return how many features a row has at most: other libraries take the k largest, of which there must be k."""
+    return min(sae.config.k, sae.d_sae)
+
+
 def refusal(sae: SAE, format_: str, *, knows: str, do: str) -> CheckpointError:
     """Return the error of a dictionary that a format cannot express."""
     return CheckpointError(

@@ -17,7 +17,7 @@ from sae.base import SAE
 from sae.errors import CheckpointError
 
 from .format import Format, Origin, read_settings, read_tensors, require, write_settings, write_tensors
-from .plain import build, centred_bias, refusal, rule_of, thresholds
+from .plain import build, centred_bias, k_of, refusal, rule_of, thresholds
 
 SETTINGS, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
@@ -70,7 +70,7 @@ def write(sae: SAE, folder: Path, origin: Origin) -> None:
         "metadata": metadata,
     }
     if rule == "topk":
-        settings |= {"k": sae.config.k, "rescale_acts_by_decoder_norm": False}
+        settings |= {"k": k_of(sae), "rescale_acts_by_decoder_norm": False}
     write_tensors(folder / WEIGHTS, tensors)
     write_settings(folder / SETTINGS, settings)
 

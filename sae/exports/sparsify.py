@@ -8,7 +8,7 @@ from sae.base import SAE
 from sae.errors import CheckpointError
 
 from .format import Format, Origin, read_settings, read_tensors, require, write_settings, write_tensors
-from .plain import build, refusal, rule_of
+from .plain import build, k_of, refusal, rule_of
 
 SETTINGS, WEIGHTS = "cfg.json", "sae.safetensors"
 TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
@@ -34,7 +34,7 @@ def write(sae: SAE, folder: Path, origin: Origin) -> None:
         "expansion_factor": max(1, round(sae.d_sae / sae.d_in)),
         "normalize_decoder": True,
         "num_latents": sae.d_sae,
-        "k": sae.config.k,
+        "k": k_of(sae),
         "multi_topk": False,
         "skip_connection": False,
         "transcode": False,

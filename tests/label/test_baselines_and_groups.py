@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from label.baselines import best_columns
+from label.baselines import ColumnDetector, best_columns
 from label.confirm import Confirm, Detector
 from label.groups import Member, grow, measure_group
 from label.statistics.bootstrap import entity_weights
@@ -73,6 +73,17 @@ def test_a_group_takes_the_features_that_tile_a_concept_and_stops():
     assert sorted(chosen) == [1, 2, 3]
     assert f1 == pytest.approx(1.0)
     assert len(grow(firing, truth, np.ones(3000, bool), max_size=2, min_gain=0.01)[0]) == 2
+
+
+def test_a_group_never_takes_a_member_twice():
+    firing = np.zeros((3, 10), bool)
+    firing[0, :5] = firing[1, :3] = firing[2, 2:4] = True
+    assert grow(firing, firing[0], np.ones(10, bool), max_size=8, min_gain=0.0) == ([0], 1.0)
+
+
+def test_a_column_is_described_with_the_interval_that_it_has():
+    detector = ColumnDetector("score", "interval", 10_001.2, 10_004.9, 0.5)
+    assert detector.describe() == "score in [10001.2, 10004.9]"
 
 
 def test_a_group_is_measured_as_the_union_at_frozen_thresholds():

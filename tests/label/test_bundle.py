@@ -20,6 +20,7 @@ from activations_cache.prepare import prepare
 from activations_cache.reference.columns import model_config
 from activations_cache.reference.credit_transformer import CreditTransformer
 from activations_cache.reference.histories import collate
+from assay.config import RunConfig
 from label.bundle import verify_bundle, write_bundle
 from label.columns import feature_columns
 from label.naming import column_name
@@ -106,6 +107,29 @@ def test_a_bundle_holds_what_a_validator_asks_for(bundle: Path, run_folder: Path
     assert "Not for adverse action notices, unless" in card and "<script>" not in card
     headline = f"**{summary['n_learned_and_used']} labelled, learned and used**"
     assert headline in card and card.index(headline) < card.index("labelled and used;")
+
+
+def test_a_run_without_a_model_has_a_bundle(run_folder: Path, tmp_path: Path) -> None:
+    """As RunConfig.to_dict leaves a section that a run of ready-made tensors does not have."""
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    record = json.loads((run / "run.json").read_text())
+    source = {"kind": "tensors", "path": "x.npy"}
+    config = RunConfig.model_validate({"name": "tensors", "out": str(run), "source": source}).to_dict()
+    assert config["model"] is None
+    (run / "run.json").write_text(json.dumps(record | {"config": config}))
+    shutil.rmtree(run / "model")
+    shutil.rmtree(run / "panel")
+    dictionary = verify_bundle(write_bundle(run, tmp_path / "dictionary"))
+    assert dictionary["provenance"]["model"] == {"kind": None, "weights": None}
+
+
+def test_damaged_labels_are_not_handed_on(run_folder: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(run_folder, tmp_path / "run")
+    groups = run / "labels" / "groups.parquet"
+    groups.write_bytes(groups.read_bytes()[:-100])
+    with pytest.raises(ConfigError, match=r"groups\.parquet"):
+        write_bundle(run, tmp_path / "dictionary")
+    assert not (tmp_path / "dictionary").exists()
 
 
 def test_both_forms_of_the_features_say_the_same(bundle: Path, run_folder: Path) -> None:
@@ -233,6 +257,9 @@ def test_the_wrong_model_or_panel_is_refused(
     [
         ((123, 1024, "util_high", 0.9, None), "f_0123__util_high_at_least_0.9"),
         ((123, 1024, "util", 0.55, 0.7), "f_0123__util_0.55_to_below_0.7"),
+        ((3, 100, "bal", 1234567.0, 1234568.0), "f_0003__bal_1234567_to_below_1234568"),
+        ((3, 100, "score", 0.98765432, None), "f_0003__score_at_least_0.987654"),
+        ((3, 100, "score", 0.123456, 0.98765), "f_0003__score_0.123456_to_below_0.98765"),
         ((5, 65536, "mob", None, 12.0), "f_00005__mob_below_12"),
         ((5, 8, "dpd30_now", None, None), "f_0005__dpd30_now"),
         ((5, 8, None, None, None), "f_0005"),

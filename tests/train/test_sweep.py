@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -370,6 +371,23 @@ def test_table_and_drawing_hold_every_member(tmp_path):
     assert float(circles[0].get("cx", 0)) < float(circles[3].get("cx", 0))
     assert float(circles[0].get("cy", 0)) < float(circles[3].get("cy", 0))
     assert as_svg(POINTS[:1], "confirm")
+
+
+def test_figures_that_are_not_finite_cost_the_others_nothing(tmp_path):
+    lost = [
+        Point("e", math.nan, 1.0, 0.0, 1.0),
+        Point("f", math.inf, 0.5, 0.0, 1.0),
+        Point("g", 0.0, math.nan, 0.0, 1.0),
+    ]
+    points = [*lost, *POINTS]
+    assert frontier(points) == frontier(POINTS)
+    assert as_svg(points, "confirm") == as_svg(POINTS, "confirm")
+    assert as_svg(lost, "confirm")
+    write_sweep(points, "confirm", tmp_path / "sweep.json")
+    assert "NaN" not in (tmp_path / "sweep.json").read_text()
+    back = {point.name: point for point in read_sweep(tmp_path / "sweep.json")[0]}
+    assert math.isnan(back["e"].fvu) and back["d"] == POINTS[3] and len(back) == len(points)
+    assert as_table(points, "confirm").row_count == len(points)
 
 
 def test_seconds_are_those_of_a_members_own_steps(swept):

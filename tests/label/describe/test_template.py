@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from label.describe.template import describe, interval_text
+from label.report.scorecard import interval_of
 from tests.label.conftest import feature
 
 
@@ -36,3 +37,18 @@ def test_whole_numbers_are_those_that_the_interval_holds(ends):
     first, last = held[0], held[-1]
     whole = f"exactly {first}" if first == last else f"{first} to {last}"
     assert text == (f"{last} or less" if low is None else whole)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "title", "scorecard"),
+    [
+        (1001.2, 1004.9, "between 1001.2 and 1004.9", "from 1001.2 to below 1004.9"),
+        (0.9991, 0.9994, "between 0.9991 and 0.9994", "from 0.9991 to below 0.9994"),
+        (1000.07, None, "at least 1000.07", "at least 1000.07"),
+        (None, 1234567.0, "below 1234567", "below 1234567"),
+        (None, None, "", ""),
+    ],
+)
+def test_an_interval_is_never_rounded_to_another(low, high, title, scorecard):
+    assert interval_text(low, high, whole=False) == title
+    assert interval_of({"low": low, "high": high}) == scorecard

@@ -12,6 +12,7 @@ from label.report.svg import ticks
 @pytest.mark.parametrize(
     ("value", "shown"),
     [(0.0, "0"), (5.0, "5"), (0.0312, "0.0312"), (1240.4, "1,240"), (12400.0, "12.4k"), (3.1e6, "3.1M"),
+     (999_600.0, "1M"), (999_400.0, "999k"), (999_999_999.0, "1e+09"), (99_960.0, "100k"),
      (-0.5, "\N{MINUS SIGN}0.5"), (3.1e-7, "3.1e-07"), (None, "\N{EN DASH}"), (float("nan"), "\N{EN DASH}")],
 )  # fmt: skip
 def test_short(value: float | None, shown: str) -> None:
