@@ -89,14 +89,15 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_run, until=None if name == "run" else name)
         if name == "train":
             command.add_argument("--plan", action="store_true", help="say what it would take; train nothing")
-            command.add_argument("--gpus", type=int, default=1, metavar="N", help="plan for so many ranks")
+            command.add_argument("--gpus", type=int, metavar="N", help="with --plan: for so many ranks (1)")
             command.add_argument(
                 "--gpu",
                 choices=MACHINES,
-                default=MACHINES[0],
-                help="of which kind; here = measured by a probe and a few steps",
+                help=f"with --plan: of which kind ({MACHINES[0]}, which is measured by a probe and a few steps)",
             )
-            command.add_argument("--d-in", type=int, help="width of the activations, before the harvest")
+            command.add_argument(
+                "--d-in", type=int, help="with --plan: width of the activations, before the harvest"
+            )
     concepts = commands.add_parser("concepts", help="work on concept files").add_subparsers(required=True)
     check = concepts.add_parser(
         "check", help="prevalence, nulls, run time, leak test and redundancy of every concept"
@@ -111,7 +112,9 @@ def _parser() -> argparse.ArgumentParser:
         "inspect", help="what a run, store, dictionary, labels folder or bundle holds"
     )
     inspect.add_argument("path", metavar="PATH", help="a folder, or a store at s3://BUCKET/PREFIX")
-    inspect.add_argument("--verify", action="store_true", help="read every checksum")
+    inspect.add_argument(
+        "--verify", action="store_true", help="read every checksum, and tables that have none"
+    )
     inspect.set_defaults(run=_inspect)
     report = commands.add_parser("report", help="write static pages")
     report.add_argument("folder", type=Path, metavar="RUN")
@@ -152,8 +155,15 @@ def _run(arguments: argparse.Namespace) -> None:
     if getattr(arguments, "plan", False):
         from .planning import show_plan
 
-        show_plan(config, Console(), gpus=arguments.gpus, gpu=arguments.gpu, d_in=arguments.d_in)
+        gpus = 1 if arguments.gpus is None else arguments.gpus
+        show_plan(config, Console(), gpus=gpus, gpu=arguments.gpu or MACHINES[0], d_in=arguments.d_in)
         return
+    for option in ("gpus", "gpu", "d_in"):
+        if getattr(arguments, option, None) is not None:
+            raise ConfigError(
+                f"--{option.replace('_', '-')} is for --plan, and changes nothing in a training",
+                do="add --plan; to train on several GPUs start the command with torchrun",
+            )
     # the same seed, machine and thread count give the same bits; use_deterministic_algorithms would also import torch's
     # compiler, two seconds of every command, to tell it so, and nothing is compiled here
     torch.set_deterministic_debug_mode("error")
@@ -232,14 +242,14 @@ def _report(arguments: argparse.Namespace) -> None:
         evaluation=json.loads(evaluation.read_text()) if evaluation.is_file() else None,
         hash_ids=arguments.hash_ids,
     )
-    Console().print(f"pages in {out}; open {out / 'index.html'}")
+    Console().say(f"pages in {out}; open {out / 'index.html'}")
 
 
 def _export(arguments: argparse.Namespace) -> None:
     from .console import Console
     from .export import export_run
 
-    Console().print(export_run(arguments.folder, arguments.format, arguments.out))
+    Console().say(export_run(arguments.folder, arguments.format, arguments.out))
 
 
 def _erase(arguments: argparse.Namespace) -> None:
@@ -248,7 +258,7 @@ def _erase(arguments: argparse.Namespace) -> None:
     from .console import Console
 
     report = erase_listed(arguments.store, arguments.entities, column=arguments.column)
-    Console().print(f"{report.text}; check it with `assay inspect {arguments.store} --verify`")
+    Console().say(f"{report.text}; check it with `assay inspect {arguments.store} --verify`")
 
 
 class _Interrupt:

@@ -6,7 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from activations_cache.places import place_of
+from activations_cache.schema import Description
 from activations_cache.tables import find_files
+from sae.errors import StoreError
 from train.sizes import AutoSAEConfig
 
 from .config import RunConfig
@@ -97,10 +100,25 @@ def _at(*parts: str) -> Any:
     return lambda context: context.folder.joinpath(*parts)
 
 
+def _erasures(*parts: str) -> Any:
+    """Return a function of a context that lists what was erased from a store since it was harvested."""
+
+    def read(context: Context) -> list[Any]:
+        place = context.folder.joinpath(*parts)
+        if not place.is_dir():  # from an object store nobody is erased
+            return []
+        try:
+            return list(Description.read(place_of(place)).erasures)
+        except StoreError:  # hardly begun, or damaged: whoever reads it says so
+            return []
+
+    return read
+
+
 STAGES = (
     Stage("reference", 1, _has("reference"), _sections("reference"), (), _at("reference"), make_reference),
     Stage(
-        "panel", 2, _has("panel"), _sections("panel"), ("reference",), _at("panel"), make_panel, _panel_files
+        "panel", 3, _has("panel"), _sections("panel"), ("reference",), _at("panel"), make_panel, _panel_files
     ),
     Stage("fit", 1, _has("fit"), _sections("model", "fit", "seed"), ("panel",), _at("model"), make_model),
     Stage(
@@ -115,6 +133,7 @@ STAGES = (
         proves=prove_source,
         in_place=True,
         together=True,
+        amended=_erasures("activations.zarr"),
     ),
     Stage(
         "size",
@@ -160,6 +179,7 @@ STAGES = (
         make_twin_store,
         in_place=True,
         together=True,
+        amended=_erasures("twin", "activations.zarr"),
     ),
     Stage(
         "train twin",
@@ -183,7 +203,7 @@ STAGES = (
     ),
     Stage(
         "concepts",
-        2,
+        3,
         _has("concepts"),
         _sections("concepts"),
         ("panel", "reference", "harvest"),
@@ -194,12 +214,12 @@ STAGES = (
     ),
     Stage(
         "label",
-        7,
+        8,
         _has("label"),
         _sections("label", "seed", "twin"),
         ("train", "import", "train twin", "evaluate", "concepts"),
         _at("labels"),
         make_labels,
     ),
-    Stage("report", 1, _has("label"), lambda _: {}, ("label",), _at("report"), make_report),
+    Stage("report", 2, _has("label"), lambda _: {}, ("label",), _at("report"), make_report),
 )

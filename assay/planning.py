@@ -64,6 +64,12 @@ def _measured(job: Job, device: torch.device, ranks: int) -> Machine:
 def _job(config: RunConfig, d_in: int | None) -> Job:
     if config.sae is None or config.train is None:
         raise ConfigError("this configuration trains no dictionary", expected="sections sae and train")
+    if config.sweep is not None:
+        raise ConfigError(
+            "--plan weighs one dictionary at a time",
+            got="a section sweep",
+            do="plan each with sweep=null and its settings, and train.rows of the largest: memory and seconds add up",
+        )
     place = config.out.expanduser().absolute() / "activations.zarr"
     if place.exists():
         store = ActivationStore.open(place)

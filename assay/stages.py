@@ -88,6 +88,8 @@ class Stage:
         The output commits and seals itself, so it is written under its own name and continued after an interruption.
     together
         Every process takes part; the other stages are the first one's alone.
+    amended
+        What was done to its output since, other than by this stage; the stages after it depend on that as well.
     settles
         Returns the configuration with what its output says of it; the attribute is None where that is nothing. The
         stages after it depend on those settings, and not on how they were found.
@@ -106,6 +108,7 @@ class Stage:
     beside: Callable[[Context], Sequence[Path]] = field(default=lambda _: ())
     in_place: bool = False
     together: bool = False
+    amended: Callable[[Context], list[Any]] = field(default=lambda _: [])
     settles: Callable[[RunConfig, Path], RunConfig] | None = None
 
 
@@ -185,7 +188,8 @@ class Runner:
         inputs |= _hashes([p for p in stage.files(config) if p.exists()])
         asked = {s.name for s in self.stages if s.settles is None}
         inputs |= {f"after {n}": self.record.stage(n).get("fingerprint") for n in stage.after if n in asked}
-        return inputs
+        before = [s for s in self.stages if s.name in stage.after]
+        return inputs | {f"{s.name}, amended": done for s in before if (done := s.amended(self.context))}
 
     def _one(self, stage: Stage) -> None:
         console, record = self.context.console, self.record.stage(stage.name)
@@ -204,7 +208,9 @@ class Runner:
             if stage.in_place and stage.output(self.context).exists():
                 stage.proves(self.context)
             self._discard(stage, record)
-        self.record.update(stage.name, begun=mark, inputs=inputs)
+        # what the finished output was made of stays on record until another takes its place
+        wrote = sorted({*record.get("wrote", []), *self._writes(stage)})
+        self.record.update(stage.name, begun=mark, begun_inputs=inputs, wrote=wrote)
         try:
             output = self._write(stage)
         except BaseException:
@@ -216,6 +222,7 @@ class Runner:
             "begun": mark,
             "fingerprint": mark,
             "inputs": inputs,
+            "wrote": wrote,
             "output": str(output.relative_to(self.context.folder)),
             "seconds": round(seconds, 2),
             "threads": torch.get_num_threads(),
@@ -226,19 +233,29 @@ class Runner:
 
     def _spare_what_is_not_ours(self, stage: Stage, record: dict[str, Any]) -> None:
         """Refuse to replace what this run did not write, and what the stage itself reads."""
-        output = stage.output(self.context)
-        if output.exists() and not stage.in_place and not (record.get("begun") or record.get("output")):
-            raise UserError(
-                f"{output} is there already, and no run wrote it",
-                expected="a folder of this run's own, since stages replace what they wrote",
-                do="name another folder (out=DIR), or move it away",
-            )
+        output, places = stage.output(self.context), self._writes(stage)
+        # records of before there was such a list
+        begun = record.get("begun") or record.get("output")
+        ours = record.get("wrote", places if begun else [])
+        for name in places:
+            path = self.context.folder / name
+            if name not in ours and path.exists() and not stage.in_place:
+                raise UserError(
+                    f"{path} is there already, and no run wrote it",
+                    expected="a folder of this run's own, since stages replace what they wrote",
+                    do="name another folder (out=DIR), or move it away",
+                )
         for path in stage.files(self.context.config):
             if path.resolve().is_relative_to(output.resolve()):
                 raise UserError(
                     f"{path} lies where {stage.name} writes, which replaces {output}",
                     do="move it, or name another folder (out=DIR)",
                 )
+
+    def _writes(self, stage: Stage) -> list[str]:
+        """Return what a stage replaces, by its place in the run; files inside what another stage writes are part of that."""
+        folders = [path for path in stage.beside(self.context) if not path.is_file()]
+        return [str(path.relative_to(self.context.folder)) for path in (stage.output(self.context), *folders)]
 
     def _is_fresh(self, stage: Stage, mark: str) -> bool:
         record = self.record.stage(stage.name)
@@ -280,7 +297,7 @@ class Runner:
     def _why(self, stage: Stage, record: dict[str, Any], inputs: Inputs) -> str:
         if not record:
             return ""
-        different = changes(record.get("inputs", {}), inputs)
+        different = changes(record.get("begun_inputs", record.get("inputs", {})), inputs)
         if different:
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             return f"again, because {', '.join(different[:3])}{more}"

@@ -86,7 +86,8 @@ def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -
     path
         The YAML file.
     overrides
-        `a.b.c=value`, the value parsed as YAML; `a.b=null` removes what the file set.
+        `a.b.c=value`, the value parsed as YAML; `a.b=null` removes what the file set, where a
+        setting may be left out.
 
     Raises
     ------

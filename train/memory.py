@@ -23,10 +23,10 @@ their difference and its square."""
 BATCHES_LEARNED, BATCHES_NESTED = 6, 2
 """The same on the way back, and for each reconstruction: scaled, centred, x̂, gradients; the residual and its gradient."""
 
-LIBRARIES, BF16_LIBRARIES, SIZES_LIBRARIES = 22 << 20, 7 << 20, 12 << 20
-"""Of what the first step imports and of the libraries' pages and buffers that training touches, beyond what importing the
-trainer takes; what products in bf16 add; and what the estimate of sizes does, which is in float64 and has eigenvalues.
-Measured on a CPU, by trainings of 64 and 512 features that hold little else."""
+LIBRARIES, BF16_LIBRARIES, SIZES_LIBRARIES = 121 << 20, 7 << 20, 12 << 20
+"""Of what the first step imports (mostly numba, which compiles what selects) and of the libraries' pages and buffers that
+training touches, beyond what importing the trainer takes; what products in bf16 add; and what the estimate of sizes does,
+which is in float64 and has eigenvalues. Measured on a CPU, by trainings of 64 and 512 features that hold little else."""
 
 TENSORS_SIZED = 7
 """The first rows, as so many of them, while sizes are estimated: the sample, and three of that in float64."""

@@ -125,7 +125,10 @@ def _override(base: Member, overrides: Mapping[str, Any], *, where: str) -> Memb
     sae = parse_config(SAEConfig, {**_kept(base.sae, changed), **changed}, where=f"{where}, section sae")
     lr = overrides.get("train.lr", base.train.lr)
     train = parse_config(TrainConfig, {**base.train.to_dict(), "lr": lr}, where=f"{where}, section train")
-    make_plan(train, sae)
+    try:
+        make_plan(train, sae)
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
     before = {"train.lr": base.train.lr, **{f"sae.{name}": v for name, v in base.sae.to_dict().items()}}
     now = {"train.lr": train.lr, **{f"sae.{name}": v for name, v in sae.to_dict().items()}}
     told = {key: now[key] for key in overrides if key not in _IN_NAME and before.get(key) != now[key]}

@@ -113,7 +113,8 @@ class Trainer:
         Raises
         ------
         TrainingError
-            The loss is not finite; a checkpoint holds the state before the step.
+            The loss is not finite; a checkpoint of this dictionary holds the state before the step, until the same command
+            is given again: where others learn besides, they may have taken the step.
         """
         try:
             return train_step(self.sae, self.optimiser, self.state, batch, plan=self.plan, world=self.world)
@@ -131,7 +132,7 @@ class Trainer:
             got=f"{error}; batch {self.state.step} of the loader: {self._blame(batch.x)}; "
             f"{self.work.name}: {config.kind} of {config.d_sae} features, k {config.k}, "
             f"learning rate {self.plan.lr:g}",
-            do="check the activations, or lower train.lr; a checkpoint holds the state before this step",
+            do="check the activations, or lower train.lr",
         )
 
     def _blame(self, x: Float[Tensor, "batch d_in"]) -> str:

@@ -73,7 +73,7 @@ def _source(context: Context, model_folder: Path, origin: dict[str, Any]) -> Act
 
 def _origin(context: Context, stage: str) -> dict[str, Any]:
     """Return what a store says of how it came about: versions, configuration, hashes of data and stages before."""
-    inputs = json.loads((context.folder / "run.json").read_text())["stages"][stage]["inputs"]
+    inputs = json.loads((context.folder / "run.json").read_text())["stages"][stage]["begun_inputs"]
     sections = ("source", "model", "seed")
     return {
         "versions": {package: version(package) for package in ("assay", "torch", "transformers")},

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from activations_cache.models import ModuleConfig, named_files
@@ -42,6 +44,23 @@ def test_a_slip_of_the_pen_does_not_cost_the_store_that_is_there(command, tmp_pa
     assert "assay export" not in said, "there is nothing to export yet"
 
 
+def test_what_was_erased_since_makes_everything_after_the_store_anew(command, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((200, 4), dtype=np.float32))
+    who = pa.table({"entity": [f"E{i // 2}" for i in range(200)], "time": [i % 2 for i in range(200)]})
+    pq.write_table(who, tmp_path / "who.parquet")
+    config = CONFIG.format(folder=tmp_path).replace("/*/part-0.npy", "/x.npy")
+    (tmp_path / "config.yaml").write_text(config)
+    given = ("run", tmp_path / "config.yaml", f"source.coordinates.path={tmp_path / 'who.parquet'}")
+    assert command(*given, cwd=tmp_path)[0] == 0
+    (tmp_path / "ids.txt").write_text("E3\nE5\n")
+    store = tmp_path / "run" / "activations.zarr"
+    assert command("erase", store, "--entities", tmp_path / "ids.txt", cwd=tmp_path)[0] == 0
+    code, said, error = command(*given, cwd=tmp_path)
+    assert code == 0, error
+    assert "harvest is fresh" in said and "train again, because harvest, amended" in said
+    assert "train is fresh" in command(*given, cwd=tmp_path)[1]
+
+
 def test_files_that_come_and_go_are_called_that():
     before, now = {"file a": "1", "file b": "2", "seed": 0}, {"file b": "3", "file c": "4", "seed": 1}
     assert changes(before, now) == ["file a is gone", "file b changed", "file c is new", "seed 0 -> 1"]
@@ -68,7 +87,7 @@ def test_every_file_counts_though_they_have_one_name_and_so_does_how_they_are_re
         assert f"harvest again, because file part-0.npy {number}" in " ".join(harvest().split())
         assert "harvest is fresh" in harvest()
     # a kind of source that reads otherwise than it did
-    monkeypatch.setattr(TensorsSourceConfig, "version", 2)
+    monkeypatch.setattr(TensorsSourceConfig, "version", 99)
     assert "harvest again, because source version" in " ".join(harvest().split())
 
 

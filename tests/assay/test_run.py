@@ -218,15 +218,30 @@ def test_a_signal_that_duckdb_took_is_an_interruption(tmp_path, taken, signalled
 
 
 @pytest.mark.xdist_group("run")
-def test_labels_are_not_handed_on_with_another_dictionary(finished, command, tmp_path):
+def test_labels_are_not_handed_on_with_another_dictionary(finished, command, tmp_path, monkeypatch):
     config, run, _ = finished
     other = tmp_path / "run"
     shutil.copytree(run, other)
-    code, _, error = command("train", config, f"out={other}", "sae.k=3", cwd=tmp_path)
-    assert code == 0, error
-    for arguments in (("export", other), ("report", other)):
-        code, _, error = command(*arguments, cwd=tmp_path)
-        assert code == 2 and "are not of its present dictionary, layers.0-topk-48-3-0" in error
+    changed = (config, f"out={other}", "sae.k=3")
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("assay.steps.labels.label_dictionary", interrupt)
+        # interrupted, the labels are the former ones still, and may be handed on with their dictionary only
+        assert command("label", config, f"out={other}", "label.min_f1=0.9", cwd=tmp_path)[0] == 130
+        code, _, error = command("export", other, "--out", tmp_path / "bundle", cwd=tmp_path)
+        assert code == 0, error
+        bundle = json.loads((tmp_path / "bundle" / "dictionary.json").read_text())
+        assert bundle["label_rule"]["min_f1"] == bundle["provenance"]["config"]["label"]["min_f1"] != 0.9
+        for stage, ends in (("train", 0), ("label", 130)):
+            code, _, error = command(stage, *changed, cwd=tmp_path)
+            assert code == ends, error
+            for arguments in (("export", other), ("report", other)):
+                code, _, error = command(*arguments, cwd=tmp_path)
+                assert code == 2 and "are not of its present dictionary, layers.0-topk-48-3-0" in error
+            assert "are not of its present dictionary" in command("inspect", other, cwd=tmp_path)[1]
     assert not (other / "dictionary").exists()
     assert command("export", other, "--format", "saelens", cwd=tmp_path)[0] == 0
 

@@ -118,9 +118,28 @@ def test_two_processes_train_all_members_too(swept, tmp_path):
         assert row["fvu"] == pytest.approx(alone[row["name"]]["fvu"], rel=1e-3)
 
 
+@pytest.mark.xdist_group("sweep")
+@pytest.mark.parametrize("name", NAMES[:2])
+def test_a_folder_that_no_run_wrote_is_left_alone_whichever_member_is_called_so(
+    swept, command, tmp_path, name
+):
+    folder, _ = swept
+    theirs = tmp_path / "run" / "sae" / name / "mine.txt"
+    theirs.parent.mkdir(parents=True)
+    theirs.write_text("precious")
+    shutil.copytree(folder / "run" / "activations.zarr", tmp_path / "run" / "activations.zarr")
+    record = json.loads((folder / "run" / "run.json").read_text())
+    record["stages"] = {"harvest": record["stages"]["harvest"]}
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record))
+    code, _, error = command("train", folder / "config.yaml", f"out={tmp_path / 'run'}", cwd=folder)
+    assert code == 2 and "is there already, and no run wrote it" in error and name in error
+    assert theirs.read_text() == "precious"
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
+        ("sweep=[{sae.k: 64}]", "sweep, member 1: this training cannot be planned"),
         (
             "sweep={train.rows: [1, 2]}",
             "train.rows cannot differ between dictionaries that share their batches",
