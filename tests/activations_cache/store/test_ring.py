@@ -265,7 +265,8 @@ def test_the_disk_is_told_of_what_is_read_whole_for_its_checksum(singly, monkeyp
     expect, scatter = LocalPlace.expect, ArrayReader.scatter
 
     def note(self, offset, size):
-        told.append((str(self), offset))
+        if str(self).startswith(str(singly.path)):
+            told.append((str(self), offset))
         expect(self, offset, size)
 
     def fill(self, chunk, start, pieces):
@@ -282,5 +283,6 @@ def test_the_disk_is_told_of_what_is_read_whole_for_its_checksum(singly, monkeyp
         assert sum(len(batch.entity) for batch in loader)
         counts.append(len(told))
     loader.close()
-    assert set(told) == set(read)
+    # what earlier tests left to be garbage may still be reading
+    assert set(told) == {(path, offset) for path, offset in read if path.startswith(str(singly.path))}
     assert counts[1] == counts[2]
