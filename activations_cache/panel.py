@@ -152,11 +152,18 @@ class Panel:
 
 
 def read_profile(folder: Path) -> dict[str, Any]:
-    """Return the stored profile of a prepared panel; PanelError where there is none."""
+    """Return the stored profile of a prepared panel; PanelError where there is none, or a damaged one."""
     path = folder / "profile.json"
     if not path.is_file():
         raise PanelError(f"no panel in {folder}", do="run `assay run` first, or check the path")
-    profile: dict[str, Any] = json.loads(path.read_text())
+    try:
+        profile = json.loads(path.read_text())
+        if not isinstance(profile, dict):
+            raise TypeError("it is no mapping")
+    except (OSError, ValueError, TypeError) as error:
+        raise PanelError(
+            f"{path} is damaged", got=str(error), do="remove the panel, and run again"
+        ) from error
     if profile.get("format_version") != FORMAT_VERSION:
         raise PanelError(f"{path} has format {profile.get('format_version')}", expected=str(FORMAT_VERSION))
     return profile

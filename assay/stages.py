@@ -209,7 +209,8 @@ class Runner:
                 stage.proves(self.context)
             self._discard(stage, record)
         # what the finished output was made of stays on record until another takes its place
-        wrote = sorted({*record.get("wrote", []), *self._writes(stage)})
+        known = [record["output"]] if record.get("output") else []
+        wrote = sorted({*record.get("wrote", known), *self._writes(stage)})
         self.record.update(stage.name, begun=mark, begun_inputs=inputs, wrote=wrote)
         try:
             output = self._write(stage)

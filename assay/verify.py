@@ -12,7 +12,7 @@ from activations_cache.places import Place, place_of
 from activations_cache.store import ActivationStore
 from label.bundle import CHECKSUMS, DICTIONARY, verify_bundle
 from label.tables import SCHEMAS, read_summary, read_table
-from sae.checkpoint import load_sae
+from sae.checkpoint import CONFIG, WEIGHTS, load_sae
 from sae.errors import ConfigError, PanelError, StoreError, UserError
 
 from .console import Console
@@ -74,9 +74,10 @@ def _parts(run: Path) -> Iterator[tuple[str, Callable[[Path], object]]]:
     for folder in ("", "twin/"):
         if (run / f"{folder}activations.zarr").exists():
             yield f"{folder}activations.zarr", lambda path: verify_store(place_of(path))
-        # hidden ones are still being written
+        # hidden ones are still being written, and others' folders are none of ours
         for path in sorted(run.glob(f"{folder}sae/[!.]*/")):
-            yield str(path.relative_to(run)), load_sae
+            if any((path / name).is_file() for name in (CONFIG, WEIGHTS)):
+                yield str(path.relative_to(run)), load_sae
     for name, files, check in (
         ("panel", ["profile.json"], verify_panel),
         ("labels", ["summary.json"], verify_labels),

@@ -14,7 +14,7 @@ def written_ends(low: float | None, high: float | None, *, least: int = 3) -> tu
     """Return both ends of an interval as text, with no more digits than tell it from others; nothing for None.
 
     A written end is off by at most a hundredth of the interval's width, so that the two stay apart; the end of an
-    interval that is open on the other side has six significant digits. Nothing is rounded left of the point.
+    interval that is open on the other side has six significant digits. Below 1e9 nothing is rounded left of the point.
 
     Parameters
     ----------

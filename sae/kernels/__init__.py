@@ -144,6 +144,8 @@ def find_kernels(
         "portable": partial(PortableKernels, bf16=bf16, members=members),
         "cpu": partial(CpuKernels, bf16=bf16, members=members),
     }
+    if name == "cpu" and device.type != "cpu":
+        raise ConfigError("the cpu kernels need a CPU", got=f"device {device}", do="take kernels `auto`")
     if name not in known:
         raise ConfigError("unknown kernels", got=repr(name), expected=", ".join(["auto", *known, "triton"]))
     if name == "reference" and members > 1:

@@ -23,17 +23,14 @@ DENSE_EXPLANATION = 1 / 12
 """Share of the dead features from which on dense products are cheaper for AuxK; 1/20 with AVX-512."""
 
 KEYS = {torch.bfloat16: torch.int16, torch.float32: torch.int32}
-"""Integers as wide as the numbers that are compared by their bits."""
-
-INFINITY = {torch.int16: 0x7F80, torch.int32: 0x7F800000}
-"""The bits of infinity."""
+"""Integers as wide as the numbers that are compared by their bits: products, of which those in bf16 only propose."""
 
 
 class CpuKernels(PortableKernels):
     """The portable kernels with what torch does slowly on a CPU done otherwise. See `Kernels` for the contract.
 
     The k-th largest of a row's tile maxima is a lower bound on its k-th largest entry, which few more than k entries reach.
-    Double precision, which is for checks of gradients, is left to the portable kernels.
+    What is not in fp32, such as double precision for checks of gradients, is left to the portable kernels.
     """
 
     def leading(
@@ -45,7 +42,7 @@ class CpuKernels(PortableKernels):
         lowest: float,
     ) -> SparseCodes:
         """Return the k largest entries of each row that exceed `lowest`; ties go to the lower feature."""
-        if x.dtype not in KEYS:
+        if x.dtype != torch.float32:
             return super().leading(x, W, b, k, lowest)
         return self.best(self.propose(x, W, b, k, lowest), k, lowest)
 
@@ -58,18 +55,20 @@ class CpuKernels(PortableKernels):
         lowest: float,
     ) -> SparseCodes:
         """Return the k largest entries of each row that exceed `lowest`, or a few more; of bf16, without values."""
+        if x.dtype != torch.float32:
+            return super().propose(x, W, b, k, lowest)
         return self._numbered([candidates(pre, k, lowest) for pre, _ in self.products(x, W, b)], len(W))
 
     def best(self, codes: SparseCodes, k: int, lowest: float) -> SparseCodes:
         """Return the k largest of each row's candidates that exceed `lowest`; ties go to the lower feature."""
         values = codes.values.detach()
-        if values.dtype not in KEYS:
+        if values.dtype != torch.float32:
             return super().best(codes, k, lowest)
         from . import loops
 
         kept = values.new_empty(codes.rows, k), codes.features.new_empty(codes.rows, k)
         counts = codes.offsets.new_empty(codes.rows)
-        least = _least(torch.int32, lowest)
+        least = loops.LOOPS[values.element_size()].least(lowest)
         loops.best(codes.rows, k, least, codes.offsets, values, codes.features, *kept, counts)
         if bool((counts == k).all()):
             return SparseCodes(kept[0].view(-1), kept[1].view(-1), offsets_of(counts))
@@ -102,20 +101,23 @@ class CpuKernels(PortableKernels):
 
     def above(self, pre: Float[Tensor, "chunk d_sae"], threshold: Float[Tensor, "..."]) -> SparseCodes:
         """Return the entries strictly above a threshold, and NaN; cheap where they are few. Of bf16, without values."""
-        if pre.dtype not in KEYS:
+        if pre.dtype != (torch.bfloat16 if self.bf16 else torch.float32):
             return super().above(pre, threshold)
-        limits = threshold.detach().float()
+        from .loops import LOOPS
+
+        # the sum is never the negative zero
+        limits = threshold.detach().float() + 0.0
         # positive floats are ordered as their bits are; cut off, those of a limit are the largest not above it
         bits = limits.view(torch.int32) >> (32 - 8 * pre.element_size())
-        bounds = torch.where(limits.isnan(), _least(KEYS[pre.dtype], -torch.inf), bits + 1).to(
-            KEYS[pre.dtype]
-        )
+        every = LOOPS[pre.element_size()].least(-torch.inf)
+        bounds = torch.where(limits.isnan(), every, bits + 1).to(KEYS[pre.dtype])
         sets = 0
         if threshold.ndim == STACKED:  # of a stack, [members, 1, 1 or width]
             sets = len(threshold)
             bounds = bounds.expand(sets, 1, pre.shape[1])
         elif threshold.ndim:
             sets = 1
+            bounds = bounds.expand(1, pre.shape[1])
         else:
             bounds = bounds.expand(len(pre))
         return _reaching(pre, bounds.contiguous(), sets)
@@ -141,10 +143,9 @@ def candidates(pre: Float[Tensor, "chunk d_sae"], k: int, lowest: float) -> Spar
 
     rows, width = pre.shape
     tile = next((n for n in (TILE, 16, 8, 4) if width >= TILES * k * n), 1)
-    kind = KEYS[pre.dtype]
-    bounds, counts = pre.new_empty(rows, dtype=kind), pre.new_empty(rows, dtype=torch.int64)
-    tiles = -(-width // tile)
-    LOOPS[pre.element_size()].propose(rows, width, tiles, k, _least(kind, lowest), pre, bounds, counts)
+    bounds, counts = pre.new_empty(rows, dtype=KEYS[pre.dtype]), pre.new_empty(rows, dtype=torch.int64)
+    loops = LOOPS[pre.element_size()]
+    loops.propose(rows, width, -(-width // tile), k, loops.least(lowest), pre, bounds, counts)
     return _gathered(pre, bounds, 0, counts)
 
 
@@ -166,8 +167,3 @@ def _gathered(pre: Tensor, bounds: Tensor, sets: int, counts: Int[Tensor, "rows"
     values = pre.new_empty(n if pre.dtype == torch.float32 else 0)
     LOOPS[pre.element_size()].gather(*pre.shape, sets, len(values), pre, bounds, ends, features, values)
     return SparseCodes(values, features, ends)
-
-
-def _least(kind: torch.dtype, lowest: float) -> int:
-    """Return the smallest key of a number that exceeds `lowest`, which is 0 or -inf."""
-    return 1 if lowest == 0 else 1 - INFINITY[kind]

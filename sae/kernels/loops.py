@@ -22,6 +22,9 @@ LANES = 128
 STRIP = 512
 """Columns that are counted in numbers as narrow as a key, which is twice as fast or more."""
 
+INFINITY = {16: 0x7F80, 32: 0x7F800000}
+"""Its key, by the bits of a float."""
+
 SLACK = 8
 """A bound may let an eighth more than k through, which spares half of the search for it."""
 
@@ -59,10 +62,8 @@ def _key(bits):
 
 @overload(_key)
 def _key_of(bits):
-    narrow, largest, infinity = {
-        types.int16: (np.int16, 0x7FFF, 0x7F80),
-        types.int32: (np.int32, 0x7FFFFFFF, 0x7F800000),
-    }[bits]
+    narrow = {16: np.int16, 32: np.int32}[bits.bitwidth]
+    largest, infinity = np.iinfo(narrow).max, INFINITY[bits.bitwidth]
 
     def key(bits):
         size = narrow(bits & narrow(largest))
@@ -252,7 +253,15 @@ class Loops:
                         out[j] = number(0)
                         spare -= 1
 
+        for loop in (propose, count, gather, among):
+            # numba keeps what has one name in one list, which two processes could mix up
+            loop.body.__qualname__ += f"_{number.__name__}"
         self.propose, self.count, self.gather, self.among = propose, count, gather, among
+        self.infinity = INFINITY[np.iinfo(number).bits]
+
+    def least(self, lowest: float) -> int:
+        """Return the smallest key of a number that exceeds `lowest`, which is 0 or -inf."""
+        return 1 if lowest == 0 else 1 - self.infinity
 
 
 @Loop

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,21 @@ def test_a_slip_of_the_pen_does_not_cost_the_store_that_is_there(command, tmp_pa
     code, said, _ = command(*harvest, cwd=tmp_path)
     assert code == 0 and "harvest is fresh" in said
     assert "assay export" not in said, "there is nothing to export yet"
+
+
+def test_records_that_do_not_say_what_was_written_are_of_what_they_name(command, tmp_path):
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((200, 4), dtype=np.float32))
+    (tmp_path / "config.yaml").write_text(
+        CONFIG.format(folder=tmp_path).replace("/*/part-0.npy", "/x.npy").replace("4096", "128")
+    )
+    record = tmp_path / "run" / "run.json"
+    for k in (2, 3, 2):
+        code, _, error = command("train", tmp_path / "config.yaml", f"sae.k={k}", cwd=tmp_path)
+        assert code == 0, error
+        data = json.loads(record.read_text())
+        if k == 2:
+            del data["stages"]["train"]["wrote"]
+        record.write_text(json.dumps(data))
 
 
 def test_what_was_erased_since_makes_everything_after_the_store_anew(command, tmp_path):

@@ -119,6 +119,8 @@ def test_whatever_is_damaged_is_named(run, command):
 
 
 def test_parts_of_a_run_are_verified_too(run, command):
+    (run / "sae" / "notes").mkdir()
+    assert command("inspect", run, "--verify", cwd=run.parent)[0] == 0
     dictionary = next(run.glob("sae/*/weights.safetensors")).parent
     assert "every checksum is right" in command("inspect", dictionary, "--verify", cwd=run.parent)[1]
     assert "every table can be read" in command("inspect", run / "labels", "--verify", cwd=run.parent)[1]
@@ -140,6 +142,10 @@ def test_a_panel_is_verified_as_far_as_it_can_be(command, tmp_path):
     entities.write_bytes(entities.read_bytes()[:300])
     code, _, error = command("inspect", tmp_path / "panel", "--verify", cwd=tmp_path)
     assert code == 2 and str(entities) in error
+    for damage in ("", "null", '{"format'):
+        (tmp_path / "panel" / "profile.json").write_text(damage)
+        code, _, error = command("inspect", tmp_path / "panel", "--verify", cwd=tmp_path)
+        assert code == 2 and "profile.json is damaged" in error
 
 
 @pytest.mark.parametrize(

@@ -180,7 +180,7 @@ def test_a_bf16_product_keeps_ties_and_nan():
     assert kernels.select_rows(x, W, b, k=4).values.isnan().any()
 
 
-def test_a_bf16_product_of_what_is_not_finite_is_made_in_full_precision():
+def test_a_bf16_product_of_what_is_not_finite_chooses_what_full_precision_does():
     kernels = find_kernels("cpu", precision="bf16")
     x, W, b = (t.float() for t in problem(40, 5, 64, 0))
     W[3], x[7] = -torch.nan, torch.inf
@@ -195,6 +195,28 @@ def test_a_bf16_product_of_what_is_not_finite_is_made_in_full_precision():
     threshold = torch.where(torch.arange(64) == 5, -torch.nan, 1.0)
     found, exact = (k.select_above(x, W, b, threshold=threshold) for k in (kernels, CPU))
     assert torch.equal(found.features, exact.features) and (found.features == 5).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_is_not_fp32_is_selected_as_the_portable_kernels_do(dtype, precision):
+    x, W, b = (t.to(dtype) for t in problem(40, 5, 640, 0))
+    ours, theirs = (find_kernels(name, precision=precision) for name in ("cpu", "portable"))
+    for rule, settled in {
+        "select_rows": {"k": 4},
+        "select_largest": {"k": 4},
+        "select_batch": {"k": 4},
+        "select_above": {"threshold": torch.tensor(1.0, dtype=dtype)},
+    }.items():
+        same(getattr(ours, rule)(x, W, b, **settled), getattr(theirs, rule)(x, W, b, **settled))
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_threshold_of_negative_zero_is_zero(precision):
+    x, W, b = problem(40, 5, 64, 0)
+    kernels = find_kernels("cpu", precision=precision)
+    for zero in (torch.tensor(-0.0), torch.full((64,), -0.0), torch.tensor([-0.0])):
+        same(kernels.select_above(x, W, b, threshold=zero), REFERENCE.select_above(x, W, b, threshold=zero))
 
 
 def test_rows_of_equal_candidates_leave_others_as_they_are():
@@ -222,7 +244,7 @@ def test_bf16_numbers_are_compared_exactly_with_a_threshold(threshold, places):
         torch.tensor(threshold),
         numbers[places].float().abs().repeat(len(numbers))[: len(numbers)],
     ):
-        found = CPU.above(numbers[None].contiguous(), limits)
+        found = find_kernels("cpu", precision="bf16").above(numbers[None].contiguous(), limits)
         assert torch.equal(found.features, (numbers.float() > limits).nonzero().squeeze(1))
 
 
@@ -272,3 +294,5 @@ def test_bf16_is_chosen_only_where_it_is_named_or_native():
 def test_unknown_kernels_are_refused():
     with pytest.raises(ConfigError, match="reference"):
         find_kernels("cuda")
+    with pytest.raises(ConfigError, match="need a CPU"):
+        find_kernels("cpu", device=torch.device("meta"))

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sae.kernels import find_kernels
+from sae.kernels.loops import LOOPS
 from sae.kernels.threads import Loop
 
 SELECTION = """
@@ -63,6 +64,28 @@ def test_code_that_can_be_kept_nowhere_is_compiled_all_the_same():
     loop = Loop(names["body"])
     loop(7)
     assert not loop.compiled.cache_hits and type(loop.compiled._cache).__name__ == "NullCache"
+
+
+def test_a_full_disk_is_no_reason_to_stop(monkeypatch, tmp_path):
+    source = tmp_path / "loop.py"
+    source.write_text("def body(p):\n    p[0] = 3\n")
+    names: dict = {}
+    exec(compile(source.read_text(), str(source), "exec"), names)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numba.core.caching.IndexDataCacheFile.save", full)
+    loop = Loop(names["body"])
+    loop(7)
+    assert loop.compiled.address
+
+
+def test_loops_of_one_name_are_kept_apart():
+    names = {
+        getattr(loops, name).body.__qualname__ for loops in LOOPS.values() for name in ("propose", "count")
+    }
+    assert len(names) == 4
 
 
 def test_what_is_not_contiguous_is_refused():
