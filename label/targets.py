@@ -20,6 +20,8 @@ from .evidence import Rows
 Family = Literal["concept", "clock", "hash", "persistent", "permuted"]
 CONTROLS: tuple[Family, ...] = ("hash", "persistent", "permuted")
 _QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+_MOVED = 0.01
+"""Share of a bin's rows that may change sides so that its ends have fewer digits."""
 _HASH_RATES = (0.5, 0.2, 0.05, 0.01)
 
 
@@ -180,10 +182,28 @@ def _edges(values: np.ndarray) -> np.ndarray:
     else:
         inner = np.unique(np.quantile(values, _QUANTILES))
         inner = inner[inner > distinct[0]]
-        if distinct[0] == np.quantile(values, _QUANTILES[0]):
+        spike = distinct[0] == np.quantile(values, _QUANTILES[0])
+        if spike:
             # a spike at the smallest value gets a bin of its own
             inner = np.unique(np.concatenate([[distinct[1]], inner]))
+        inner = _shortened(inner, values, keep_first=bool(spike))
     return np.concatenate([[-np.inf], inner, [np.inf]])
+
+
+def _shortened(edges: np.ndarray, values: np.ndarray, *, keep_first: bool) -> np.ndarray:
+    """Return edges in as few digits as move little of the bins beside them, or nothing: they are read in labels."""
+    ordered = np.sort(values)
+    places = np.searchsorted(ordered, edges)
+    sizes = np.diff(places, prepend=0, append=len(ordered))
+    room = _MOVED * np.minimum(sizes[:-1], sizes[1:])
+    room[0] *= not keep_first
+    short = []
+    for edge, place, most in zip(edges, places, room, strict=True):
+        # seventeen digits tell any double from all others
+        written = (float(f"{edge:.{n}g}") for n in range(1, 18))
+        short.append(next(w for w in written if abs(np.searchsorted(ordered, w) - place) <= most))
+    # between bins without rows two could meet
+    return np.array(short) if (np.diff(short) > 0).all() else edges
 
 
 def _binary(concept: Coded, split: str) -> tuple[np.ndarray, np.ndarray]:

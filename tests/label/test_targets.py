@@ -68,6 +68,35 @@ def test_a_spike_at_the_smallest_value_has_a_bin_of_its_own():
     assert (values[coded.codes["discover"] == 0] == 0).all()
 
 
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda rng: rng.normal(1000, 0.2, 5000),
+        lambda rng: rng.lognormal(8, 1, 5000),
+        lambda rng: -rng.lognormal(0, 2, 5000),
+        lambda rng: np.round(rng.lognormal(4, 1, 5000)),
+        lambda rng: np.where(rng.random(5000) < 0.3, 1 / 3, rng.random(5000)),
+        lambda rng: rng.integers(0, 40, 5000) / 7,
+    ],
+)
+def test_bins_end_where_few_digits_say_so_and_hold_nearly_what_they_held(draw, monkeypatch):
+    values = draw(np.random.default_rng(6))
+    known = {"discover": np.ones(len(values), bool)}
+    short = code_concept("c", "concept", {"discover": values}, known, numeric=True)
+    monkeypatch.setattr("label.targets._MOVED", 0.0)
+    exact = code_concept("c", "concept", {"discover": values}, known, numeric=True)
+    monkeypatch.setattr("label.targets._shortened", lambda edges, values, keep_first: edges)
+    plain = code_concept("c", "concept", {"discover": values}, known, numeric=True)
+    np.testing.assert_array_equal(exact.codes["discover"], plain.codes["discover"])
+    assert short.n_bins == plain.n_bins
+    held = np.bincount(plain.codes["discover"])
+    moved = np.bincount(plain.codes["discover"][short.codes["discover"] != plain.codes["discover"]])
+    # at either end
+    assert (np.pad(moved, (0, len(held) - len(moved))) <= 0.02 * held).all()
+    digits = [sum(len(repr(float(e)).strip("-0.")) for e in c.edges[1:-1]) for c in (short, exact, plain)]
+    assert digits[0] <= digits[1] <= digits[2]
+
+
 def test_unknown_rows_never_count_as_false():
     known = np.random.default_rng(4).random(3000) < 0.5
     truth = np.random.default_rng(5).random(3000) < 0.5
