@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,16 @@ def file_hash(path: Path) -> str:
             while block := stream.read(1 << 22):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def file_hashes(files: Sequence[Path]) -> Inputs:
+    """Return the files' hashes by name, so that a run may be moved; files of one name are numbered."""
+    names = [path.name for path in files]
+    before = [names[:i].count(name) for i, name in enumerate(names)]
+    labels = [
+        f"{name} {n + 1}" if names.count(name) > 1 else name for name, n in zip(names, before, strict=True)
+    ]
+    return {f"file {label}": file_hash(path) for label, path in zip(labels, files, strict=True)}
 
 
 def changes(before: Inputs, now: Inputs) -> list[str]:

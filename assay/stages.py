@@ -18,7 +18,7 @@ from sae.world import World
 
 from .config import RunConfig
 from .console import Console
-from .freshness import Inputs, RunRecord, changes, file_hash, fingerprint, run_lock
+from .freshness import Inputs, RunRecord, changes, file_hashes, fingerprint, run_lock
 from .ranks import Ranks
 
 PACKAGES = ("assay", "torch", "transformers", "numpy", "zarr", "duckdb", "scikit-learn")
@@ -185,7 +185,7 @@ class Runner:
         """Return everything that a stage's output depends on."""
         config = self.context.config
         inputs: Inputs = {"version": stage.version, **stage.reads(config)}
-        inputs |= _hashes([p for p in stage.files(config) if p.exists()])
+        inputs |= file_hashes([p for p in stage.files(config) if p.exists()])
         asked = {s.name for s in self.stages if s.settles is None}
         inputs |= {f"after {n}": self.record.stage(n).get("fingerprint") for n in stage.after if n in asked}
         before = [s for s in self.stages if s.name in stage.after]
@@ -307,16 +307,6 @@ class Runner:
             if record.get("fingerprint") is None
             else "again, because its output is gone"
         )
-
-
-def _hashes(files: Sequence[Path]) -> Inputs:
-    """Return the files' hashes by name, so that a run may be moved; files of one name are numbered."""
-    names = [path.name for path in files]
-    before = [names[:i].count(name) for i, name in enumerate(names)]
-    labels = [
-        f"{name} {n + 1}" if names.count(name) > 1 else name for name, n in zip(names, before, strict=True)
-    ]
-    return {f"file {label}": file_hash(path) for label, path in zip(labels, files, strict=True)}
 
 
 def _provenance(context: Context) -> dict[str, Any]:
