@@ -8,7 +8,7 @@ no network, no extension, no Python variable, and no setting can be changed.
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -129,15 +129,7 @@ def load_table(
             dates = _load_csv(connection, given, paths, ids)
         else:
             connection.register(given, _dataset(paths, arrow=formats == {"arrow"}))
-        kinds = _kinds(connection, quote(given))
-        columns = {column: quote(column) for column in kinds}
-        columns |= {c: f"CAST({quote(c)} AS {kind})" for c, kind in dates.items()}
-        columns |= {
-            c: f"nullif({quote(c)}, 'nan')" for c, kind in kinds.items() if kind in ("FLOAT", "DOUBLE")
-        }
-        listed = ", ".join(f"{read} AS {quote(column)}" for column, read in columns.items())
-        connection.execute(f"CREATE VIEW {quote(name)} AS SELECT {listed} FROM {quote(given)}")
-        return list(kinds)
+        return _make_view(connection, name, given, dates)
     except (
         duckdb.Error,
         OSError,
@@ -145,6 +137,19 @@ def load_table(
         TypeError,
     ) as problem:
         raise error(f"{name}: cannot read {paths[0]}", got=str(problem).strip().splitlines()[0]) from problem
+
+
+def _make_view(
+    connection: duckdb.DuckDBPyConnection, name: str, given: str, dates: Mapping[str, str]
+) -> list[str]:
+    """Show a table under a name with dates of the types given and NaN as null; return its column names."""
+    kinds = _kinds(connection, quote(given))
+    columns = {column: quote(column) for column in kinds}
+    columns |= {c: f"CAST({quote(c)} AS {kind})" for c, kind in dates.items()}
+    columns |= {c: f"nullif({quote(c)}, 'nan')" for c, kind in kinds.items() if kind in ("FLOAT", "DOUBLE")}
+    listed = ", ".join(f"{read} AS {quote(column)}" for column, read in columns.items())
+    connection.execute(f"CREATE VIEW {quote(name)} AS SELECT {listed} FROM {quote(given)}")
+    return list(kinds)
 
 
 def _format(path: Path) -> str | None:

@@ -88,16 +88,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         command.set_defaults(run=_run, until=None if name == "run" else name)
         if name == "train":
-            command.add_argument("--plan", action="store_true", help="say what it would take; train nothing")
-            command.add_argument("--gpus", type=int, metavar="N", help="with --plan: for so many ranks (1)")
-            command.add_argument(
-                "--gpu",
-                choices=MACHINES,
-                help=f"with --plan: of which kind ({MACHINES[0]}, which is measured by a probe and a few steps)",
-            )
-            command.add_argument(
-                "--d-in", type=int, help="with --plan: width of the activations, before the harvest"
-            )
+            _add_planning(command)
     concepts = commands.add_parser("concepts", help="work on concept files").add_subparsers(required=True)
     check = concepts.add_parser(
         "check", help="prevalence, nulls, run time, leak test and redundancy of every concept"
@@ -136,6 +127,17 @@ def _parser() -> argparse.ArgumentParser:
     erase.add_argument("--column", help="the file's column, where it has several")
     erase.set_defaults(run=_erase)
     return parser
+
+
+def _add_planning(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--plan", action="store_true", help="say what it would take; train nothing")
+    command.add_argument("--gpus", type=int, metavar="N", help="with --plan: for so many ranks (1)")
+    command.add_argument(
+        "--gpu",
+        choices=MACHINES,
+        help=f"with --plan: of which kind ({MACHINES[0]}, which is measured by a probe and a few steps)",
+    )
+    command.add_argument("--d-in", type=int, help="with --plan: width of the activations, before the harvest")
 
 
 def _run(arguments: argparse.Namespace) -> None:

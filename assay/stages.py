@@ -209,8 +209,7 @@ class Runner:
                 stage.proves(self.context)
             self._discard(stage, record)
         # what the finished output was made of stays on record until another takes its place
-        known = [record["output"]] if record.get("output") else []
-        wrote = sorted({*record.get("wrote", known), *self._writes(stage)})
+        wrote = sorted({*self._wrote(stage, record), *self._writes(stage)})
         self.record.update(stage.name, begun=mark, begun_inputs=inputs, wrote=wrote)
         try:
             output = self._write(stage)
@@ -234,11 +233,8 @@ class Runner:
 
     def _spare_what_is_not_ours(self, stage: Stage, record: dict[str, Any]) -> None:
         """Refuse to replace what this run did not write, and what the stage itself reads."""
-        output, places = stage.output(self.context), self._writes(stage)
-        # records of before there was such a list
-        begun = record.get("begun") or record.get("output")
-        ours = record.get("wrote", places if begun else [])
-        for name in places:
+        output, ours = stage.output(self.context), self._wrote(stage, record)
+        for name in self._writes(stage):
             path = self.context.folder / name
             if name not in ours and path.exists() and not stage.in_place:
                 raise UserError(
@@ -254,9 +250,16 @@ class Runner:
                 )
 
     def _writes(self, stage: Stage) -> list[str]:
-        """Return what a stage replaces, by its place in the run; files inside what another stage writes are part of that."""
-        folders = [path for path in stage.beside(self.context) if not path.is_file()]
-        return [str(path.relative_to(self.context.folder)) for path in (stage.output(self.context), *folders)]
+        """Return what a stage replaces, by its place in the run; what lies deeper is part of what another stage wrote."""
+        output = stage.output(self.context)
+        beside = [path for path in stage.beside(self.context) if path.parent == output.parent]
+        return [str(path.relative_to(self.context.folder)) for path in (output, *beside)]
+
+    def _wrote(self, stage: Stage, record: dict[str, Any]) -> list[str]:
+        """Return what a stage has replaced so far; a record of before this was listed stands for what it would replace."""
+        before = [record["output"]] if record.get("output") else []
+        begun = self._writes(stage) if before or record.get("begun") else []
+        return list(record.get("wrote", [*before, *begun]))
 
     def _is_fresh(self, stage: Stage, mark: str) -> bool:
         record = self.record.stage(stage.name)

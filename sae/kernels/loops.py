@@ -172,6 +172,90 @@ def _gather(row, bounds, place, features, values):
             place += 1
 
 
+def _make_propose(number):
+    @Loop
+    def propose(p):
+        """Bound the k largest of each row from below, and count what reaches that; a tile is every n-th column."""
+        rows, width, tiles, k, least, pre, bounds, counts = carray(p, 8)
+        pre = carray(_pointer(pre), (rows, width), number)
+        bounds = carray(_pointer(bounds), rows, number)
+        counts = carray(_pointer(counts), rows, np.int64)
+        maxima = _room(tiles, number)
+        for r in _part(rows):
+            row = pre[r]
+            for j in range(tiles):
+                maxima[j] = _key(row[j])
+            for start in range(tiles, width, tiles):
+                part = row[start : start + tiles]
+                for j in range(len(part)):
+                    maxima[j] = max(_key(part[j]), maxima[j])
+            bounds[r] = _bound(maxima, k, k + k // SLACK, number(least))
+            counts[r] = _count(row, bounds[r])
+
+    return propose
+
+
+def _make_count(number):
+    @Loop
+    def count(p):
+        """Count what reaches its bound: [sets, width] for as many rows each, or [rows] for whole rows."""
+        rows, width, sets, pre, bounds, counts = carray(p, 6)
+        pre = carray(_pointer(pre), (rows, width), number)
+        by_column = carray(_pointer(bounds), (sets, width), number)
+        by_row = carray(_pointer(bounds), rows, number)
+        counts = carray(_pointer(counts), rows, np.int64)
+        for r in _part(rows):
+            counts[r] = _count(pre[r], by_column[r * sets // rows]) if sets else _count(pre[r], by_row[r])
+
+    return count
+
+
+def _make_gather(number):
+    @Loop
+    def gather(p):
+        """Write the features that reach their bound, and their values unless there is room for none."""
+        rows, width, sets, room, pre, bounds, ends, features, values = carray(p, 9)
+        pre = carray(_pointer(pre), (rows, width), number)
+        by_column = carray(_pointer(bounds), (sets, width), number)
+        by_row = carray(_pointer(bounds), rows, number)
+        ends = carray(_pointer(ends), rows + 1, np.int64)
+        features = carray(_pointer(features), ends[rows], np.int64)
+        values = carray(_pointer(values), room, number)
+        for r in _part(rows):
+            if sets:
+                _gather(pre[r], by_column[r * sets // rows], ends[r], features, values)
+            else:
+                _gather(pre[r], by_row[r], ends[r], features, values)
+
+    return gather
+
+
+def _make_among(number):
+    @Loop
+    def among(p):
+        """Write a number for the k largest of each row, else 0; ties at the last place all share, or the first do."""
+        rows, width, k, share, one, pre, mask = carray(p, 7)
+        pre = carray(_pointer(pre), (rows, width), number)
+        mask = carray(_pointer(mask), (rows, width), number)
+        keys = _room(width, number)
+        for r in _part(rows):
+            row, out = pre[r], mask[r]
+            for j in range(len(row)):
+                keys[j] = _key(row[j])
+            bound = _bound(keys, k, k, number(-np.iinfo(number).max))
+            for j in range(len(out)):
+                out[j] = number(one) if keys[j] >= bound else number(0)
+            spare = 0 if share else _reaching(keys, bound) - k
+            for j in range(width - 1, -1, -1):
+                if spare <= 0:
+                    break
+                if keys[j] == bound:
+                    out[j] = number(0)
+                    spare -= 1
+
+    return among
+
+
 class Loops:
     """The loops over floats of one width.
 
@@ -185,78 +269,12 @@ class Loops:
     """
 
     def __init__(self, number):
-        @Loop
-        def propose(p):
-            """Bound the k largest of each row from below, and count what reaches that; a tile is every n-th column."""
-            rows, width, tiles, k, least, pre, bounds, counts = carray(p, 8)
-            pre = carray(_pointer(pre), (rows, width), number)
-            bounds = carray(_pointer(bounds), rows, number)
-            counts = carray(_pointer(counts), rows, np.int64)
-            maxima = _room(tiles, number)
-            for r in _part(rows):
-                row = pre[r]
-                for j in range(tiles):
-                    maxima[j] = _key(row[j])
-                for start in range(tiles, width, tiles):
-                    part = row[start : start + tiles]
-                    for j in range(len(part)):
-                        maxima[j] = max(_key(part[j]), maxima[j])
-                bounds[r] = _bound(maxima, k, k + k // SLACK, number(least))
-                counts[r] = _count(row, bounds[r])
-
-        @Loop
-        def count(p):
-            """Count what reaches its bound: [sets, width] for as many rows each, or [rows] for whole rows."""
-            rows, width, sets, pre, bounds, counts = carray(p, 6)
-            pre = carray(_pointer(pre), (rows, width), number)
-            by_column = carray(_pointer(bounds), (sets, width), number)
-            by_row = carray(_pointer(bounds), rows, number)
-            counts = carray(_pointer(counts), rows, np.int64)
-            for r in _part(rows):
-                counts[r] = _count(pre[r], by_column[r * sets // rows]) if sets else _count(pre[r], by_row[r])
-
-        @Loop
-        def gather(p):
-            """Write the features that reach their bound, and their values unless there is room for none."""
-            rows, width, sets, room, pre, bounds, ends, features, values = carray(p, 9)
-            pre = carray(_pointer(pre), (rows, width), number)
-            by_column = carray(_pointer(bounds), (sets, width), number)
-            by_row = carray(_pointer(bounds), rows, number)
-            ends = carray(_pointer(ends), rows + 1, np.int64)
-            features = carray(_pointer(features), ends[rows], np.int64)
-            values = carray(_pointer(values), room, number)
-            for r in _part(rows):
-                if sets:
-                    _gather(pre[r], by_column[r * sets // rows], ends[r], features, values)
-                else:
-                    _gather(pre[r], by_row[r], ends[r], features, values)
-
-        @Loop
-        def among(p):
-            """Write a number for the k largest of each row, else 0; ties at the last place all share, or the first do."""
-            rows, width, k, share, one, pre, mask = carray(p, 7)
-            pre = carray(_pointer(pre), (rows, width), number)
-            mask = carray(_pointer(mask), (rows, width), number)
-            keys = _room(width, number)
-            for r in _part(rows):
-                row, out = pre[r], mask[r]
-                for j in range(len(row)):
-                    keys[j] = _key(row[j])
-                bound = _bound(keys, k, k, number(-np.iinfo(number).max))
-                for j in range(len(out)):
-                    out[j] = number(one) if keys[j] >= bound else number(0)
-                spare = 0 if share else _reaching(keys, bound) - k
-                for j in range(width - 1, -1, -1):
-                    if spare <= 0:
-                        break
-                    if keys[j] == bound:
-                        out[j] = number(0)
-                        spare -= 1
-
-        for loop in (propose, count, gather, among):
+        self.propose, self.count, self.gather, self.among = (
+            make(number) for make in (_make_propose, _make_count, _make_gather, _make_among)
+        )
+        for loop in (self.propose, self.count, self.gather, self.among):
             # numba keeps what has one name in one list, which two processes could mix up
             loop.body.__qualname__ += f"_{number.__name__}"
-        self.propose, self.count, self.gather, self.among = propose, count, gather, among
         self.infinity = INFINITY[np.iinfo(number).bits]
 
     def least(self, lowest: float) -> int:

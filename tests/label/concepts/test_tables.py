@@ -21,14 +21,18 @@ def load(folder: Path, table: dict[str, list[object]], meta: str | None = None) 
     pq.write_table(pa.table(table), folder / "given.parquet")
     if meta is not None:
         (folder / "meta.yaml").write_text(meta)
+    return read(folder, folder / "given.parquet", None if meta is None else folder / "meta.yaml")
+
+
+def read(folder: Path, given: Path, meta: Path | None = None) -> list[object]:
     return load_concept_table(  # type: ignore[return-value]
-        folder / "given.parquet",
+        given,
         folder / "out.parquet",
         panel=folder / "panel.parquet",
         entities=folder / "entities.parquet",
         entity="id",
         time="month",
-        meta=None if meta is None else folder / "meta.yaml",
+        meta=meta,
     )
 
 
@@ -92,13 +96,5 @@ def test_whole_numbers_of_any_width_are_periods(folder: Path, width: str) -> Non
 def test_ids_of_a_csv_are_text_as_they_are_in_a_panel(folder: Path) -> None:
     pq.write_table(pa.table({"entity": [0, 1], "id": ["1.1", "1.10"]}), folder / "entities.parquet")
     (folder / "given.csv").write_text("id,month,vip\n1.1,3,true\n1.10,3,false\n")
-    load_concept_table(
-        folder / "given.csv",
-        folder / "out.parquet",
-        panel=folder / "panel.parquet",
-        entities=folder / "entities.parquet",
-        entity="id",
-        time="month",
-        meta=None,
-    )
+    read(folder, folder / "given.csv")
     assert pq.read_table(folder / "out.parquet")["vip"].to_pylist()[::2] == [True, False]
