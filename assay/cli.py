@@ -7,19 +7,18 @@ import logging
 import os
 import signal
 import sys
-import time
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from sae.errors import UserError
 
+from .interruption import Interruption
+
 EXPORTS = ("native", "saelens", "dictionary_learning", "sparsify")
 MACHINES = ("here", "a100", "h100", "h200")
 USAGE = 2
-_ECHO_SECONDS = 3.0
 TAKEN_SIGNALS = ("Query interrupted", "KeyboardInterrupt: ")
 """What DuckDB's errors say, of various types, where a signal came during one of its calls or of what these read."""
 
@@ -31,24 +30,24 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def _guarded(argv: Sequence[str] | None) -> int:
     """Run a command and return its exit code."""
-    interrupt = _Interrupt()
+    interruption = Interruption()
     try:
-        signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGTERM, interrupt)
-        arguments = _parser().parse_args(argv)
-        _quiet()
-        arguments.run(arguments)
-        # what is done is done: a late signal must not change the code of a finished run
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        _handle_signals(interruption)
+        try:
+            arguments = _parser().parse_args(argv)
+            _quiet()
+            arguments.run(arguments)
+        finally:
+            # what has ended has ended: a late signal must not change its code, nor break what runs at exit
+            _handle_signals(signal.SIG_IGN)
     except KeyboardInterrupt as stop:
         return _interrupted(stop.args[0] if stop.args else signal.SIGINT)
     except BrokenPipeError:
         # the reader of our output has gone, such as `assay inspect RUN | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
-        if interrupt.number is not None and any(words in str(error) for words in TAKEN_SIGNALS):
-            return _interrupted(interrupt.number)
+        if interruption.number is not None and any(words in str(error) for words in TAKEN_SIGNALS):
+            return _interrupted(interruption.number)
         if not isinstance(error, UserError):
             raise
         rank = int(os.environ.get("RANK", "0"))
@@ -56,6 +55,11 @@ def _guarded(argv: Sequence[str] | None) -> int:
         print(f"{who}: {error}", file=sys.stderr)  # noqa: T201 - the one message of a wrong input
         return USAGE
     return 0
+
+
+def _handle_signals(handler: Interruption | signal.Handlers) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, handler)
 
 
 def _interrupted(number: int) -> int:
@@ -261,24 +265,6 @@ def _erase(arguments: argparse.Namespace) -> None:
 
     report = erase_listed(arguments.store, arguments.entities, column=arguments.column)
     Console().say(f"{report.text}; check it with `assay inspect {arguments.store} --verify`")
-
-
-class _Interrupt:
-    """Turns SIGINT and SIGTERM into KeyboardInterrupt with the signal's number.
-
-    A signal soon after another is left out: torchrun sends its own after the terminal's, and it must not break
-    the saving that the first one began.
-    """
-
-    def __init__(self) -> None:
-        self._latest = float("-inf")
-        self.number: int | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
-        before, self._latest = self._latest, time.monotonic()
-        self.number = number
-        if self._latest - before > _ECHO_SECONDS:
-            raise KeyboardInterrupt(number)
 
 
 def _quiet() -> None:

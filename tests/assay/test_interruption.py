@@ -1,0 +1,73 @@
+import importlib
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from assay import interruption
+from assay.interruption import Interruption
+
+MODULE = """
+import os, signal, time
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.2)
+whole = True
+"""
+
+
+@pytest.fixture(autouse=True)
+def handled():
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handler = Interruption()
+    for number in handlers:
+        signal.signal(number, handler)
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def module(tmp_path, monkeypatch):
+    (tmp_path / "signalled_in_import.py").write_text(MODULE)
+    monkeypatch.syspath_prepend(tmp_path)
+    yield "signalled_in_import"
+    sys.modules.pop("signalled_in_import", None)
+
+
+def wait_after(call):
+    call()
+    time.sleep(10)
+    pytest.fail("the signal was lost")
+
+
+def test_an_import_is_finished_before_its_signal_interrupts(module):
+    with pytest.raises(KeyboardInterrupt) as caught:
+        wait_after(lambda: importlib.import_module(module))
+    assert caught.value.args == (signal.SIGTERM,)
+    assert sys.modules[module].whole
+
+
+def test_an_import_that_does_not_end_is_interrupted(module, monkeypatch):
+    monkeypatch.setattr(interruption, "_HELD_SECONDS", 0.1)
+    with pytest.raises(KeyboardInterrupt):
+        importlib.import_module(module)
+    assert module not in sys.modules
+
+
+def test_what_cannot_raise_does_not_swallow_a_signal():
+    class Dropped:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        wait_after(Dropped)
+    assert caught.value.args == (signal.SIGINT,)
+
+
+def test_an_echo_is_left_out():
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+    os.kill(os.getpid(), signal.SIGTERM)
