@@ -15,7 +15,13 @@ from train.sizes import AutoSAEConfig
 from .config import RunConfig
 from .stages import Context, Stage
 from .steps.concepts import check_concepts, make_concepts
-from .steps.dictionary import make_dictionary, make_evaluation, make_imported, make_twin_dictionary
+from .steps.dictionary import (
+    check_imported,
+    make_dictionary,
+    make_evaluation,
+    make_imported,
+    make_twin_dictionary,
+)
 from .steps.labels import make_labels, make_report
 from .steps.model import make_model, make_panel, make_reference, make_twin_model
 from .steps.sizes import make_sizes, settle_sizes
@@ -116,11 +122,11 @@ def _erasures(*parts: str) -> Any:
 
 
 STAGES = (
-    Stage("reference", 1, _has("reference"), _sections("reference"), (), _at("reference"), make_reference),
+    Stage("reference", 2, _has("reference"), _sections("reference"), (), _at("reference"), make_reference),
     Stage(
         "panel", 3, _has("panel"), _sections("panel"), ("reference",), _at("panel"), make_panel, _panel_files
     ),
-    Stage("fit", 1, _has("fit"), _sections("model", "fit", "seed"), ("panel",), _at("model"), make_model),
+    Stage("fit", 2, _has("fit"), _sections("model", "fit", "seed"), ("panel",), _at("model"), make_model),
     Stage(
         "harvest",
         1,
@@ -158,13 +164,14 @@ STAGES = (
     ),
     Stage(
         "import",
-        1,
+        2,
         _has("dictionary"),
         _sections("dictionary"),
         ("harvest",),
         lambda c: c.folder / "sae" / c.dictionary,
         make_imported,
         lambda c: () if c.dictionary is None else c.dictionary.files(),
+        check_imported,
     ),
     Stage(
         "twin", 1, _wants_twin("train"), _sections("seed"), ("fit",), _at("twin", "model"), make_twin_model
@@ -193,7 +200,7 @@ STAGES = (
     ),
     Stage(
         "evaluate",
-        5,
+        6,
         _has("evaluate"),
         _sections("seed", "evaluate"),
         ("train", "import"),
@@ -203,7 +210,7 @@ STAGES = (
     ),
     Stage(
         "concepts",
-        3,
+        4,
         _has("concepts"),
         _sections("concepts"),
         ("panel", "reference", "harvest"),
@@ -214,7 +221,7 @@ STAGES = (
     ),
     Stage(
         "label",
-        8,
+        9,
         _has("label"),
         _sections("label", "seed", "twin"),
         ("train", "import", "train twin", "evaluate", "concepts"),

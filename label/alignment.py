@@ -21,10 +21,10 @@ def locate(
     rows: Rows, entity: Int[np.ndarray, " n"], time: Int[np.ndarray, " n"]
 ) -> Int[np.ndarray, " rows"]:
     """Return, per row, its index in a table sorted by entity and time, or -1 where the table lacks it."""
-    origin = min(int(time.min()), int(rows.time.min()))
-    span = max(int(time.max()), int(rows.time.max())) - origin + 1
-    keys = entity * span + (time - origin)
-    wanted = rows.entity * span + (rows.time - origin)
+    # by number, for nanoseconds times entities would overflow
+    times = np.union1d(time, rows.time)
+    keys = entity * len(times) + np.searchsorted(times, time)
+    wanted = rows.entity * len(times) + np.searchsorted(times, rows.time)
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, at, -1)
 

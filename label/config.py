@@ -59,7 +59,7 @@ class LabelConfig(Config):
     screen_auroc: float = Field(default=0.55, ge=0.5, lt=1)
     """Least AUROC on discover; a skill of 0.25 implies about 0.62."""
     rival_overlap: float = Field(default=0.5, ge=0, le=1)
-    """Jaccard overlap on discover below which a rival with an overlapping interval forbids a label."""
+    """Jaccard overlap on discover below which a rival that is as good or better, within the intervals, forbids a label."""
     n_bootstrap: int = Field(default=1000, ge=50)
     """Bootstrap samples of whole entities behind every interval."""
     n_permutations: int = Field(default=200, ge=10)

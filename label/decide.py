@@ -24,12 +24,12 @@ Reason = Literal[
 REASONS: dict[Reason, str] = {
     "dead": "it never fires on held-out entities",
     "always_on": "it fires almost always",
-    "clock": "the position in the history explains it better than any concept",
+    "clock": "a clock (position in the history, its start, calendar time) explains it better than any concept",
     "too_few_entities": "it fires on, or its concept holds for, too few entities",
     "no_association": "no concept goes with it on the discovery entities",
     "not_confirmed": "its concept did not hold up on the confirmation entities",
     "control": "a signal that means nothing explains it as well",
-    "rivals": "two concepts that differ explain it about as well",
+    "rivals": "another concept, which differs, explains it as well or better",
 }
 
 
@@ -60,7 +60,7 @@ class Decision(NamedTuple):
     winner: Candidate | None
     """The feature's best concept on discover, labelled or not."""
     rivals: list[Candidate]
-    """Other concepts whose skill on confirm cannot be told from the winner's."""
+    """Other concepts whose skill on confirm cannot be told from the winner's, or is above it."""
 
 
 def passes(candidate: Candidate, rule: Rule) -> bool:
@@ -103,13 +103,13 @@ def decide(
         Index in `candidates` -> Jaccard overlap of its rows on discover with the winner's.
     """
     winner = candidates[0] if candidates else None
-    rivals = [] if winner is None else [c for c in candidates[1:] if _indistinct(c, winner)]
+    rivals = [] if winner is None else [c for c in candidates[1:] if _as_good(c, winner)]
     reason = _reason(rates, n_entities_firing, winner, clock, control, rule)
     if reason is None:
         apart = [
             i
             for i, c in enumerate(candidates)
-            if i and winner is not None and _indistinct(c, winner) and overlap[i] < rule.rival_overlap
+            if i and winner is not None and _as_good(c, winner) and overlap[i] < rule.rival_overlap
         ]
         reason = "rivals" if apart else None
     return Decision(reason, winner, rivals)
@@ -137,6 +137,5 @@ def _reason(
     return next((reason for reason, holds in checks if holds), None)
 
 
-def _indistinct(rival: Candidate, winner: Candidate) -> bool:
-    a, b = rival.measure.skill, winner.measure.skill
-    return a.high >= b.low and b.high >= a.low
+def _as_good(rival: Candidate, winner: Candidate) -> bool:
+    return rival.measure.skill.high >= winner.measure.skill.low

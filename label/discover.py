@@ -106,7 +106,7 @@ def best_of_features(
 
 
 def best_of_concepts(screened: Screen, rows: Sequence[int]) -> dict[str, Pair]:
-    """Return each concept's best feature by skill; concepts that hold, or fail, on too few entities have none."""
+    """Return each concept's best feature by skill; those that hold on too few entities, or almost always, have none."""
     best = {}
     for c in rows:
         feature = int(screened.skill[c].argmax())

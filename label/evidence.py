@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 
 from activations_cache.store import ActivationStore
 from sae.dictionary import Dictionary
 
 N_LEVELS = 64
-"""Thresholds tried per feature: quantiles of its positive values."""
+"""Thresholds tried per feature: 0, and values that it takes."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,11 @@ class Rows:
         """Entities with a row in this split."""
         return len(self.codes)
 
+    @cached_property
+    def period(self) -> Int[np.ndarray, " rows"]:
+        """Each row's time as a number, 0, 1, .. for the split's times in order; times themselves may be nanoseconds."""
+        return np.unique(self.time, return_inverse=True)[1]
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -75,33 +81,38 @@ class Evidence:
         """Rows on which each feature fires."""
         return np.diff(self.starts)
 
-    @property
-    def feature(self) -> Int[np.ndarray, " nnz"]:
-        """The feature of each entry."""
-        return np.repeat(np.arange(self.d_sae), self.count)
-
     def of(self, feature: int) -> tuple[Int[np.ndarray, " n"], Float[np.ndarray, " n"]]:
         """Return the rows and values of one feature, largest first."""
         part = slice(self.starts[feature], self.starts[feature + 1])
         return self.row[part], self.value[part]
 
     def thresholds(self) -> Float[np.ndarray, "d_sae levels"]:
-        """Return each feature's candidate thresholds: 0, then quantiles 1/64 .. 63/64 of its positive values."""
+        """Return each feature's candidate thresholds, rising: 0, then values of it, closest together at its largest."""
         out = np.zeros((self.d_sae, N_LEVELS), dtype=np.float32)
-        shares = np.arange(1, N_LEVELS) / N_LEVELS
-        for j in np.flatnonzero(self.count):
-            # values fall, so quantile q sits at (1 - q) of the way; no interpolation: thresholds are seen values
-            values = self.of(int(j))[1]
-            out[j, 1:] = values[((1 - shares) * (len(values) - 1)).astype(np.int64)]
+        live = np.flatnonzero(self.count)
+        # no interpolation: thresholds are seen values
+        out[live, 1:] = self.value[self.starts[live, None] + _ranks(self.count[live])[:, ::-1]]
         return out
 
-    def levels(self, thresholds: Float[np.ndarray, "d_sae levels"]) -> Int[np.ndarray, " nnz"]:
+    def levels(self, thresholds: Float[np.ndarray, "d_sae levels"]) -> Int8[np.ndarray, " nnz"]:
         """Return, per entry, the highest level whose threshold the value exceeds strictly."""
-        out = np.empty(len(self.value), dtype=np.int64)
+        out = np.empty(len(self.value), dtype=np.int8)
         for j in np.flatnonzero(self.count):
             part = slice(self.starts[j], self.starts[j + 1])
             out[part] = np.searchsorted(thresholds[j], self.value[part], side="left") - 1
         return out
+
+
+def _ranks(n: Int[np.ndarray, " features"]) -> Int[np.ndarray, "features thresholds"]:
+    """Return how many of n values lie above each threshold where none tie, rising: 1 to n - 1, each, if n is 64 at most.
+
+    Half of them rise geometrically from 1 to a tenth of n, by at least 1, so that a concept much rarer than its feature
+    finds thresholds too; the others are evenly spaced from there to n, at about the step with which the first half ends.
+    """
+    half = N_LEVELS // 2
+    few = np.maximum(np.geomspace(1, n / 10, half - 1, axis=1), np.arange(1, half))
+    many = np.linspace(few[:, -1], n, half + 2, axis=1)[:, 1:-1]
+    return np.asarray(np.minimum(np.concatenate([few, many], axis=1).astype(np.int64), n[:, None] - 1))
 
 
 def rows_of(

@@ -37,7 +37,7 @@ class GroupMeasure(NamedTuple):
 
 
 def grow(
-    firing: Bool[np.ndarray, "candidates rows"],
+    fires: Sequence[Int[np.ndarray, " _"]],
     holds: Bool[np.ndarray, " rows"],
     applies: Bool[np.ndarray, " rows"],
     *,
@@ -48,23 +48,29 @@ def grow(
 
     Each step adds the candidate that raises F1 most, as long as it rises, and by `min_gain`; the first is always
     taken.
+
+    Parameters
+    ----------
+    fires
+        The rows on which each candidate fires, each once.
     """
-    positives = int((holds & applies).sum())
-    active = firing & applies
-    union = np.zeros(firing.shape[1], dtype=bool)
+    positives = max(int((holds & applies).sum()), 1)
+    union = np.zeros(len(holds), dtype=bool)
+    fresh = [rows[applies[rows]] for rows in fires]
     chosen: list[int] = []
-    best = 0.0
+    found, fired, best = 0, 0, 0.0
     while len(chosen) < max_size:
-        fresh = active & ~union
-        tp = (union & holds).sum() + (fresh & holds).sum(1)
-        f1 = 2 * tp / max(positives, 1) / (1 + (union.sum() + fresh.sum(1)) / max(positives, 1))
+        found_with = found + np.array([np.count_nonzero(holds[rows]) for rows in fresh])
+        fired_with = fired + np.array([len(rows) for rows in fresh])
+        f1 = 2 * found_with / positives / (1 + fired_with / positives)
         i = int(f1.argmax())
         # no gain at all is none, even where none is asked for: the group would take its members again
         if chosen and (f1[i] < best + min_gain or f1[i] <= best):
             break
         chosen.append(i)
-        union |= active[i]
-        best = float(f1[i])
+        union[fresh[i]] = True
+        found, fired, best = int(found_with[i]), int(fired_with[i]), float(f1[i])
+        fresh = [rows[~union[rows]] for rows in fresh]
     return chosen, best
 
 
@@ -82,10 +88,8 @@ def grow_from_features(
     top = top[fit.f1[top] > 0]
     if not len(top):
         return [], 0.0
-    firing = np.zeros((len(top), len(evidence.rows)), dtype=bool)
-    for i, j in enumerate(top):
-        firing[i, _fired(evidence, int(j), float(fit.threshold[j]))] = True
-    chosen, f1 = grow(firing, holds, applies, max_size=max_size, min_gain=min_gain)
+    fires = [_fired(evidence, int(j), float(fit.threshold[j])) for j in top]
+    chosen, f1 = grow(fires, holds, applies, max_size=max_size, min_gain=min_gain)
     return [Member(int(top[i]), float(fit.threshold[top[i]])) for i in chosen], f1
 
 

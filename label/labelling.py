@@ -41,12 +41,24 @@ from .targets import (
 
 @dataclass(frozen=True)
 class Compared:
-    """A target's worth without the model: raw column and twin, each with its skill on confirm."""
+    """A target's worth without the model: raw column and twin, as confirm measured them."""
 
     column: ColumnDetector | None
     column_measure: Measure | None
-    twin: TwinFeature | None
-    twin_measure: Measure | None
+    twins: list[tuple[TwinFeature, Measure]]
+    """On the target itself, then on a range of the twin's own; none without a twin."""
+
+
+class Learned(NamedTuple):
+    """Whether a label exceeds raw column and twin, and the paired differences of skill."""
+
+    verdict: bool | None
+    """None where either is missing."""
+    over_raw: Interval | None
+    over_twin: Interval | None
+    """Over the twin's feature that the label exceeds least surely."""
+    twin: tuple[TwinFeature, Measure] | None
+    """That feature."""
 
 
 class Group(NamedTuple):
@@ -162,20 +174,18 @@ class Labelling:
         targets += [p.target for p in self.best_of_concept.values()]
         targets = list(dict.fromkeys(targets))
         columns = self._columns(targets)
-        twins: dict[Target, TwinFeature] = {}
+        twins: dict[Target, list[TwinFeature]] = {}
         if self.twin is not None:
-            twins = best_twin_features(Levels.of(self.twin["discover"]), self.by_id, targets)
+            levels, least = Levels.of(self.twin["discover"]), self.config.min_entities
+            twins = best_twin_features(levels, self.by_id, targets, min_entities=least)
         raw = self.raw("confirm")
         for i, target in enumerate(targets):
-            column, twin = columns.get(target), twins.get(target)
-            column_measure = twin_measure = None
+            column, column_measure = columns.get(target), None
             if column is not None and raw is not None:
                 values = raw[1][:, raw[0].index(column.column)]
                 column_measure = self.confirm.measure(column.on(values), target)
-            if twin is not None and self.twin is not None:
-                pair = Pair(twin.feature, target, twin.threshold, 0.0, twin.skill, 0.0, 0)
-                twin_measure = self.confirm.measure(detector_of(self.twin["confirm"], pair), target)
-            self.compared[target] = Compared(column, column_measure, twin, twin_measure)
+            measured = [(twin, self._measure_twin(twin)) for twin in twins.get(target, ())]
+            self.compared[target] = Compared(column, column_measure, measured)
             self.report("comparing with raw columns and the twin", i + 1, len(targets))
 
     def remove(self) -> None:
@@ -238,16 +248,22 @@ class Labelling:
         """Return the labelled features."""
         return [j for j, d in enumerate(self.decisions) if d.reason is None]
 
-    def learned(self, feature: int) -> tuple[bool | None, Interval | None, Interval | None]:
-        """Return whether a label exceeds raw column and twin, and both paired differences of skill."""
+    def learned(self, feature: int) -> Learned:
+        """Return whether a label exceeds raw column and twin."""
         winner = self.decisions[feature].winner
         if winner is None or winner.pair.target not in self.compared:
-            return None, None, None
+            return Learned(None, None, None, None)
         rivals = self.compared[winner.pair.target]
-        over = [self._over(winner.measure, m) for m in (rivals.column_measure, rivals.twin_measure)]
-        if over[0] is None or over[1] is None:
-            return None, over[0], over[1]
-        return over[0].low > 0 and over[1].low > 0, over[0], over[1]
+        over_raw = over_twin = twin = verdict = None
+        if rivals.column_measure is not None:
+            over_raw = _over(winner.measure, rivals.column_measure)
+        if rivals.twins:
+            over = [_over(winner.measure, measure) for _, measure in rivals.twins]
+            least = min(range(len(over)), key=lambda i: over[i].low)
+            over_twin, twin = over[least], rivals.twins[least]
+        if over_raw is not None and over_twin is not None:
+            verdict = over_raw.low > 0 and over_twin.low > 0
+        return Learned(verdict, over_raw, over_twin, twin)
 
     def control_counts(self) -> dict[str, int]:
         """Return, per kind of control, how many features it would label under the rule, clocks included."""
@@ -304,10 +320,10 @@ class Labelling:
         b, _ = self.by_id[second.target.concept].truth("discover", second.target)
         return float((a & b).sum() / max((a | b).sum(), 1))
 
-    def _over(self, mine: Measure, other: Measure | None) -> Interval | None:
-        if other is None:
-            return None
-        return interval(mine.skill.value - other.skill.value, mine.skill_draws - other.skill_draws)
+    def _measure_twin(self, twin: TwinFeature) -> Measure:
+        assert self.twin is not None
+        pair = Pair(twin.feature, twin.target, twin.threshold, 0.0, twin.skill, 0.0, 0)
+        return self.confirm.measure(detector_of(self.twin["confirm"], pair), twin.target)
 
     def _of_family(self, family: str) -> list[int]:
         return [i for i, c in enumerate([*self.by_id.values()]) if c.family == family]
@@ -315,6 +331,11 @@ class Labelling:
     def info(self, concept: str) -> ConceptInfo:
         """Return what is said of a concept."""
         return next(info for _, infos in self.inputs.tables for info in infos if info.id == concept)
+
+    @cached_property
+    def place(self) -> dict[tuple[int, Target], int]:
+        """Where the pair of a feature and a target stands in `pairs`."""
+        return {(pair.feature, pair.target): i for i, pair in enumerate(self.pairs)}
 
     @cached_property
     def _panel(self) -> Panel | None:
@@ -329,5 +350,8 @@ class Labelling:
         raw = self.raw("discover")
         if raw is None:
             return {}
-        truths = {t: self.by_id[t.concept].truth("discover", t) for t in targets}
-        return best_columns(raw[0], raw[1], truths)
+        return best_columns(raw[0], raw[1], self.by_id, targets)
+
+
+def _over(mine: Measure, other: Measure) -> Interval:
+    return interval(mine.skill.value - other.skill.value, mine.skill_draws - other.skill_draws)

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from .baselines import TwinFeature
 from .concepts.library import ConceptInfo
 from .confirm import Measure
 from .describe import template
 from .labelling import Group, Labelling
 from .statistics.bootstrap import Interval
+from .statistics.counts import MAX_PREVALENCE, supported_ranges
 from .statistics.score_test import Null
 from .targets import CONTROLS, Coded, Target
 
@@ -66,16 +68,11 @@ def feature(work: Labelling, j: int) -> dict[str, Any]:
         words = {"concept_text": info.text, "whole": work.whole.get(info.id, False)}
         record |= {"concept": info.id, "low": low, "high": high, "category": info.category}
         record |= {"threshold": pair.threshold, "q_value": q, **measured(measure)}
-        record["p_value"] = _p(work, j, pair.target)
+        record["p_value"] = float(work.p[work.place[j, pair.target]])
         record["title"] = title_of(info, coded, pair.target, words["whole"])
     record |= _nuisances(work, j) | _learned(work, j) | _used(work, j)
     record["description"] = template.describe({**dict.fromkeys(("learned", "used")), **record, **words})
     return record
-
-
-def _p(work: Labelling, j: int, target: Target) -> float:
-    at = next(i for i, pair in enumerate(work.pairs) if pair.feature == j and pair.target == target)
-    return float(work.p[at])
 
 
 def _nuisances(work: Labelling, j: int) -> dict[str, Any]:
@@ -91,20 +88,24 @@ def _nuisances(work: Labelling, j: int) -> dict[str, Any]:
 def _learned(work: Labelling, j: int) -> dict[str, Any]:
     if work.decisions[j].reason is not None:
         return {}
-    learned, over_raw, over_twin = work.learned(j)
+    learned = work.learned(j)
     winner = work.decisions[j].winner
     assert winner is not None
     compared = work.compared[winner.pair.target]
     out: dict[str, Any] = {
-        "learned": learned,
-        **spread("over_raw", over_raw),
-        **spread("over_twin", over_twin),
+        "learned": learned.verdict,
+        **spread("over_raw", learned.over_raw),
+        **spread("over_twin", learned.over_twin),
     }
     if compared.column is not None and compared.column_measure is not None:
         out |= {"raw_column": compared.column.describe(), "raw_skill": compared.column_measure.skill.value}
-    if compared.twin is not None and compared.twin_measure is not None:
-        out |= {"twin_feature": compared.twin.feature, "twin_skill": compared.twin_measure.skill.value}
+    if learned.twin is not None:
+        out |= _twin(*learned.twin)
     return out
+
+
+def _twin(twin: TwinFeature, measure: Measure) -> dict[str, Any]:
+    return {"twin_feature": twin.feature, "twin_skill": measure.skill.value}
 
 
 def _used(work: Labelling, j: int) -> dict[str, Any]:
@@ -153,7 +154,6 @@ def association(work: Labelling, i: int) -> dict[str, Any]:
 def concepts(work: Labelling) -> Iterator[dict[str, Any]]:
     """Yield the rows of concepts.parquet: what could be evaluated, with its best feature, then what could not."""
     labels = Counter(d.winner.pair.target.concept for d in work.decisions if d.reason is None and d.winner)
-    index = {(p.feature, p.target): i for i, p in enumerate(work.pairs)}
     for _, infos in work.inputs.tables:
         for info in infos:
             record: dict[str, Any] = {
@@ -173,11 +173,21 @@ def concepts(work: Labelling) -> Iterator[dict[str, Any]]:
             record["known_share"] = float((codes >= 0).mean())
             pair = work.best_of_concept.get(info.id)
             if pair is None:
-                yield record | {"reason": "it holds, or fails, on too few entities of discover"}
+                yield record | {"reason": _unscreened(work, work.by_id[info.id])}
                 continue
-            yield record | _best(work, index[pair.feature, pair.target])
+            yield record | _best(work, work.place[pair.feature, pair.target])
     for id_, reason in work.inputs.not_applicable:
         yield {"concept": id_, "applicable": False, "reason": reason, "n_labelled": 0}
+
+
+def _unscreened(work: Labelling, concept: Coded) -> str:
+    """Return why a concept was compared with no feature."""
+    codes, least = concept.codes["discover"], work.config.min_entities
+    supported = supported_ranges(work.rows["discover"], codes, n_bins=concept.n_bins, min_entities=least)
+    if not supported.any():
+        return "it holds, or fails, on too few entities of discover"
+    what = "it" if concept.edges is None else "every range of it on enough entities"
+    return f"{what} holds on more than {MAX_PREVALENCE:.0%} of the rows of discover to which it applies"
 
 
 def _best(work: Labelling, i: int) -> dict[str, Any]:
@@ -194,8 +204,8 @@ def _best(work: Labelling, i: int) -> dict[str, Any]:
     compared = work.compared[pair.target]
     if compared.column is not None and compared.column_measure is not None:
         out |= {"raw_column": compared.column.describe(), "raw_skill": compared.column_measure.skill.value}
-    if compared.twin is not None and compared.twin_measure is not None:
-        out |= {"twin_feature": compared.twin.feature, "twin_skill": compared.twin_measure.skill.value}
+    if compared.twins:
+        out |= _twin(*compared.twins[0])
     return out
 
 

@@ -97,14 +97,14 @@ def code_concept(
 
 
 def clocks(rows: Mapping[str, Rows]) -> list[Coded]:
-    """Return position and calendar time as nuisances."""
+    """Return position, calendar time, and the time at which an entity's history starts, as nuisances."""
     everywhere = {s: np.ones(len(r), dtype=bool) for s, r in rows.items()}
-    return [
-        code_concept(
-            "clock:position", "clock", {s: r.position for s, r in rows.items()}, everywhere, numeric=True
-        ),
-        code_concept("clock:time", "clock", {s: r.time for s, r in rows.items()}, everywhere, numeric=True),
-    ]
+    values = {
+        "position": {s: r.position for s, r in rows.items()},
+        "time": {s: r.time for s, r in rows.items()},
+        "start": {s: _start(r) for s, r in rows.items()},
+    }
+    return [code_concept(f"clock:{name}", "clock", v, everywhere, numeric=True) for name, v in values.items()]
 
 
 def hash_controls(rows: Mapping[str, Rows], names: Sequence[str], *, seed: int) -> list[Coded]:
@@ -165,11 +165,17 @@ def permute_trajectories(rows: Rows, rng: np.random.Generator) -> Int[np.ndarray
     would be the same after permutation as before.
     """
     donor = rng.permutation(rows.n_entities)
-    origin, span = rows.time.min(), rows.time.max() - rows.time.min() + 1
-    keys = rows.member * span + (rows.time - origin)
-    wanted = donor[rows.member] * span + (rows.time - origin)
+    n_periods = rows.period.max() + 1
+    keys = rows.member * n_periods + rows.period
+    wanted = donor[rows.member] * n_periods + rows.period
     at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
     return np.where(keys[at] == wanted, at, -1)
+
+
+def _start(rows: Rows) -> Int[np.ndarray, " rows"]:
+    """Return the time of position 0, from the first row that an entity has here: later ones may follow a gap."""
+    first = np.flatnonzero(np.diff(rows.member, prepend=-1))
+    return np.asarray((rows.time[first] - rows.position[first])[rows.member])
 
 
 def _edges(values: np.ndarray) -> np.ndarray:

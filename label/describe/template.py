@@ -64,7 +64,7 @@ def describe(record: Mapping[str, Any]) -> str:
         _used(record),
     ]
     if record["rivals"]:
-        parts.append(f"As good within the intervals: {', '.join(record['rivals'])}.")
+        parts.append(f"As good or better within the intervals: {', '.join(record['rivals'])}.")
     return " ".join(parts)
 
 
@@ -81,7 +81,7 @@ def _learned(record: Mapping[str, Any]) -> str:
         return f"Learned: its skill exceeds that of {column} and of {twin}."
     if not record["over_raw_low"] > 0:
         return f"Not learned: it restates {record['raw_column']} (skill {record['raw_skill']:.2f})."
-    return f"Not learned: an untrained network has it too (skill {record['twin_skill']:.2f})."
+    return f"Not learned: an untrained network does as well (skill {record['twin_skill']:.2f})."
 
 
 def _used(record: Mapping[str, Any]) -> str:

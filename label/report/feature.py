@@ -46,7 +46,7 @@ def feature_page(labels: Labels, record: Record) -> str:
 
 
 _SCORECARD = (
-    "The concept was chosen on discovery entities and measured once on confirmation entities. Position and "
+    "The concept was chosen on discovery entities and measured once on confirmation entities. Clocks and "
     "negative controls stand beside it: a feature that they explain as well has no label."
 )
 
@@ -112,9 +112,9 @@ def _label(r: Record) -> Markup:
         ("F1", span(r, "f1")),
         ("q-value", p_text(r["q_value"])),
         ("Best control's skill", f"{fixed(r['control_skill'])}"),
-        ("Position's skill", f"{fixed(r['clock_skill'])}"),
+        ("Best clock's skill", f"{fixed(r['clock_skill'])}"),
     ]
-    rivals = f"As good within the intervals: {', '.join(r['rivals'])}." if r["rivals"] else None
+    rivals = f"As good or better within the intervals: {', '.join(r['rivals'])}." if r["rivals"] else None
     return _card("Labelled", True, items, rivals)
 
 
@@ -129,7 +129,7 @@ def _learned(r: Record) -> Markup:
     note = None
     if r["learned"] is False:
         restates = known(r["over_raw_low"]) and not r["over_raw_low"] > 0
-        note = f"It restates {r['raw_column']}." if restates else "An untrained network has it too."
+        note = f"It restates {r['raw_column']}." if restates else "An untrained network does as well."
     return _card(title, r["learned"], items, note)
 
 

@@ -12,7 +12,7 @@ from .strips import Axis, Point, head, key, strip
 
 FAMILIES = {
     "concept": "concept",
-    "clock": "position in the history",
+    "clock": "clock: position, start or calendar",
     "hash": "control: random bit per entity",
     "persistent": "control: persistent random signal",
     "permuted": "control: concept of other entities",
@@ -24,7 +24,7 @@ _LEGEND = (
 
 
 def scorecard(labels: Labels, record: Record) -> Markup:
-    """Return every pair of this feature that was measured: its concepts, position, and negative controls."""
+    """Return every pair of this feature that was measured: its concepts, clocks, and negative controls."""
     rows = labels.associations[record["feature"]]
     rows.sort(
         key=lambda r: (

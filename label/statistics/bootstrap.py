@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 _CHUNK = 1 << 24
 """Cells of the weight matrix expanded to rows at once: 64 MiB in single precision."""
@@ -19,10 +19,10 @@ class Interval(NamedTuple):
     high: float
 
 
-def entity_weights(n_entities: int, n_bootstrap: int, *, seed: int) -> Float[np.ndarray, "n_entities draws"]:
-    """Return how often each entity occurs in each bootstrap sample of all entities."""
+def entity_weights(n_entities: int, n_bootstrap: int, *, seed: int) -> UInt8[np.ndarray, "n_entities draws"]:
+    """Return how often each entity occurs in each bootstrap sample of all entities: about once, and never 256 times."""
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 3])))
-    out = np.empty((n_entities, n_bootstrap), dtype=np.float32)
+    out = np.empty((n_entities, n_bootstrap), dtype=np.uint8)
     for b in range(n_bootstrap):
         out[:, b] = np.bincount(rng.integers(0, n_entities, n_entities), minlength=n_entities)
     return out
@@ -43,7 +43,7 @@ def ap_draws(
     truth: Bool[np.ndarray, " n"],
     positives: Float[np.ndarray, " draws"],
     total: Float[np.ndarray, " draws"],
-    weights: Float[np.ndarray, "n_entities draws"],
+    weights: UInt8[np.ndarray, "n_entities draws"],
 ) -> Float[np.ndarray, " draws"]:
     """Return the average precision of a detector in every bootstrap sample.
 
@@ -78,7 +78,9 @@ def ap_draws(
     step = max(1, _CHUNK // max(1, int(used.sum())))
     for at in range(0, draws, step):
         part = slice(at, at + step)
-        out[part] = _ap(weights[owner, part], is_true, starts, positives[part], total[part])
+        out[part] = _ap(
+            weights[owner, part].astype(np.float32), is_true, starts, positives[part], total[part]
+        )
     return out
 
 

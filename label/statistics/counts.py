@@ -8,15 +8,18 @@ are the sums of its bins'.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Int8
 
 from label.evidence import N_LEVELS, Evidence, Rows
 
 MAX_PREVALENCE = 0.95
 """A target that holds more often than this describes nothing."""
+_BLOCK = 1 << 18
+"""Entries and cells (feature x level x bin) that are counted at once, as fits a cache; a feature is never divided."""
 UNSUPPORTED = 100.0
 """Taken from the skill of a range on too few entities: more than two skills can differ by, so it loses to any other."""
 
@@ -27,19 +30,13 @@ class Levels:
 
     evidence: Evidence
     thresholds: Float[np.ndarray, "d_sae levels"]
-    level: Int[np.ndarray, " nnz"]
-    feature: Int[np.ndarray, " nnz"]
-    tie_start: Int[np.ndarray, " groups"]
-    """First entry of every group of equal values of one feature."""
+    level: Int8[np.ndarray, " nnz"]
 
     @staticmethod
     def of(evidence: Evidence) -> Levels:
         """Place every entry on its level."""
         thresholds = evidence.thresholds()
-        feature = evidence.feature
-        new = np.ones(len(feature), dtype=bool)
-        new[1:] = (np.diff(feature) != 0) | (np.diff(evidence.value) != 0)
-        return Levels(evidence, thresholds, evidence.levels(thresholds), feature, np.flatnonzero(new))
+        return Levels(evidence, thresholds, evidence.levels(thresholds))
 
 
 @dataclass(frozen=True)
@@ -84,38 +81,48 @@ def count(levels: Levels, codes: Int[np.ndarray, " rows"], n_bins: int) -> Count
         The concept's bin on every row of the evidence, -1 where it does not apply; such rows are left out of all
         measures, ranks included.
     """
-    evidence = levels.evidence
-    bins = codes[evidence.row].astype(np.int64)
-    known = bins >= 0
-    d = evidence.d_sae
-    key = (levels.feature * N_LEVELS + levels.level) * n_bins + bins
-    flat = np.bincount(key[known], minlength=d * N_LEVELS * n_bins).reshape(d, N_LEVELS, n_bins)
-    above = np.zeros((d, N_LEVELS, n_bins + 1), dtype=np.float32)
-    above[:, :, 1:] = flat[:, ::-1].cumsum(1)[:, ::-1].cumsum(2)
+    d = levels.evidence.d_sae
     total = np.concatenate([[0], np.cumsum(np.bincount(codes[codes >= 0], minlength=n_bins))])
-    ranks, zero_rank = _mid_ranks(levels, known, int(total[-1]))
-    key = levels.feature * n_bins + bins
+    above = np.zeros((d, N_LEVELS, n_bins + 1), dtype=np.float32)
+    rank_sum = np.zeros((d, n_bins + 1))
+    cost = levels.evidence.starts + N_LEVELS * n_bins * np.arange(d + 1)
+    ends = np.unique(np.append(np.searchsorted(cost, np.arange(0, cost[-1], _BLOCK)), d))
+    for first, last in pairwise(ends.tolist()):
+        held, ranks = _count_block(levels, codes, np.diff(total), first, last)
+        above[first:last, :, 1:] = held[:, ::-1].cumsum(1)[:, ::-1].cumsum(2)
+        rank_sum[first:last, 1:] = ranks.cumsum(1)
+    return Counts(above, rank_sum, total)
+
+
+def _count_block(
+    levels: Levels, codes: Int[np.ndarray, " rows"], rows: Int[np.ndarray, " bins"], first: int, last: int
+) -> tuple[Int[np.ndarray, "features levels bins"], Float[np.ndarray, "features bins"]]:
+    """Return, of features first .. last - 1, entries by level and bin, and the rows' ascending mid-ranks summed by bin.
+
+    Parameters
+    ----------
+    rows
+        How many rows each bin has, all of which have a rank: those on which a feature is silent tie below its entries.
+    """
+    evidence, n, n_bins, d = levels.evidence, int(rows.sum()), len(rows), last - first
+    part = slice(evidence.starts[first], evidence.starts[last])
+    bins = codes[evidence.row[part]]
+    known = np.flatnonzero(bins >= 0)
+    bins, value = bins[known], evidence.value[part][known]
+    feature = np.repeat(np.arange(d, dtype=np.int32), evidence.count[first:last])[known]
+    cell = (feature * N_LEVELS + levels.level[part][known]) * n_bins + bins
+    held = np.bincount(cell, minlength=d * N_LEVELS * n_bins).reshape(d, N_LEVELS, n_bins)
+    silent = rows - held.sum(1)
+    firing = n - silent.sum(1)
+    new = np.append(True, (np.diff(feature) != 0) | (np.diff(value) != 0))
+    ties = np.flatnonzero(new[: len(known)])
+    ends = np.append(ties, len(known))[1:]
+    # counted from the top within the feature: a group of equal values spans places ties + 1 .. ends
+    from_top = (ties + 1 + ends) / 2 - (np.cumsum(firing) - firing)[feature[ties]]
+    ranks = np.repeat(n + 1 - from_top, ends - ties)
     # of no entries at all bincount makes integers
-    sums = np.bincount(key[known], weights=ranks[known], minlength=d * n_bins).astype(np.float64)
-    sums = sums.reshape(d, n_bins)
-    silent = np.diff(total)[None, :] - np.diff(above[:, 0], axis=1)
-    sums += silent * zero_rank[:, None]
-    return Counts(above, np.concatenate([np.zeros((d, 1)), np.cumsum(sums, axis=1)], axis=1), total)
-
-
-def _mid_ranks(levels: Levels, known: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return every entry's ascending mid-rank among the rows where the concept applies, and that of the zeros."""
-    starts = levels.evidence.starts
-    cumulative = np.concatenate([[0], np.cumsum(known)])
-    firing = cumulative[starts[1:]] - cumulative[starts[:-1]]
-    silent = n - firing
-    bounds = np.append(levels.tie_start, len(known))
-    first, last = cumulative[bounds[:-1]], cumulative[bounds[1:]]
-    # counted from the top within the feature: a group spans places first+1 .. last, so its mean place is as below
-    feature = levels.feature[levels.tie_start]
-    from_top = (first + 1 + last) / 2 - cumulative[starts[feature]]
-    rank = n + 1 - from_top
-    return np.repeat(rank, np.diff(bounds)), (silent + 1) / 2
+    sums = np.bincount(feature * n_bins + bins, weights=ranks, minlength=d * n_bins).astype(np.float64)
+    return held, sums.reshape(d, n_bins) + silent * ((n - firing + 1) / 2)[:, None]
 
 
 def average_precision(

@@ -127,6 +127,7 @@ def latents(found: Found, *, n_bootstrap: int = 1000) -> list[Latent]:
     values = {s: raw_values(found.panel, e.rows) for s, e in found.trained.items()}
     candidates = raw_candidates(values["discover"])
     fires = {s: firing(v, candidates) for s, v in values.items()}
+    fired = [np.flatnonzero(f) for f in fires["discover"]]
     out = []
     for name, concept in coded.items():
         target = Target(name, 1, 1)
@@ -135,7 +136,7 @@ def latents(found: Found, *, n_bootstrap: int = 1000) -> list[Latent]:
             for side in (found.trained, found.twin)
         ]
         holds, applies = concept.truth("discover", target)
-        chosen, _ = grow(fires["discover"], holds, applies, max_size=GROUP, min_gain=1e-9)
+        chosen, _ = grow(fired, holds, applies, max_size=GROUP, min_gain=1e-9)
         rows_of = [np.flatnonzero(fires["confirm"][i]) for i in chosen]
         raw = measure_union(confirm, [Detector(r, np.ones(len(r), np.float32), 0.0) for r in rows_of], target)
         out.append(Latent(name, groups[0].prevalence, groups[0], groups[1], raw))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tracemalloc
+from collections.abc import Callable
+
 import numpy as np
 
 from label.evidence import Evidence, Rows, by_feature, rows_of
@@ -30,3 +33,13 @@ def yes_no(
     known = np.ones(len(truth), dtype=bool) if known is None else known
     codes = np.where(known, truth, -1).astype(np.int8)
     return Coded(id_, "concept", None, dict.fromkeys(splits, codes))
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Return the most bytes that work holds beside what was there."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()

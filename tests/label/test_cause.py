@@ -16,7 +16,7 @@ from label.cause import Ablation, Stream
 from label.config import LabelConfig
 from sae.architectures.batch_topk import BatchTopKConfig
 from sae.config import parse_config
-from sae.errors import ConfigError
+from sae.errors import ConfigError, PanelError
 from sae.folding import fold
 from sae.world import World
 from tests.activations_cache.reference.test_credit_transformer import SHAPE, make_panel
@@ -80,6 +80,40 @@ def test_removing_nothing_changes_nothing(case):
         out = case.model(histories.values, histories.gap).default_logit
     last = histories.real.sum(1) - 1
     np.testing.assert_allclose(base[:5], out[torch.arange(5), last].numpy(), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def by_row(case, tmp_path_factory):
+    """The same model where outcomes are per row, and a third of the entities have none that is known."""
+    folder = tmp_path_factory.mktemp("by_row")
+    known = "CASE WHEN t > 2 AND CAST(right(id, 1) AS INTEGER) % 3 > 0 THEN y END"
+    panel = make_panel(folder, n=300, outcome=known, outcome_per="row")
+    source = PanelSource(folder, case.model, ["layers.1"], provenance={}, seed=0)
+    store = harvest(source, folder / "a.zarr", HarvestConfig(), seed=0, world=World.single("cpu"))
+    return panel, store
+
+
+def test_where_outcomes_are_per_row_entities_without_a_known_one_are_left_out(case, by_row):
+    panel, store = by_row
+    stream = Stream.read(store, case.model, panel, "layers.1", case.sae, n_entities=1000, seed=0)
+    known = {int(e) for e, y in zip(panel.entity, panel.outcome, strict=True) if np.isfinite(y)}
+    confirm = panel.entities_of("confirm").tolist()
+    assert stream.codes.tolist() == [e for e in confirm if e in known]
+    assert 0 < len(stream.codes) < len(confirm)
+    base = stream.without(lambda index: torch.zeros(()), np.arange(len(stream.codes)))
+    for e, logit in zip(stream.codes[:10], base, strict=False):
+        histories = collate(panel, np.array([e]))
+        with torch.inference_mode():
+            alone = case.model(histories.values, histories.gap).default_logit[0].double().numpy()
+        judged = np.isfinite(panel.outcome[panel.offsets[e] : panel.offsets[e + 1]])
+        assert logit == pytest.approx(alone[judged].mean(), abs=1e-5)
+
+
+def test_where_no_outcome_is_known_no_removal_can_be_judged(case, by_row):
+    panel, store = by_row
+    unknown = replace(panel, outcome=np.full_like(panel.outcome, np.nan))
+    with pytest.raises(PanelError, match="no confirm entity has a known outcome"):
+        Stream.read(store, case.model, unknown, "layers.1", case.sae, n_entities=1000, seed=0)
 
 
 def test_the_feature_that_the_head_reads_is_used_and_those_across_it_are_not(case):

@@ -87,6 +87,12 @@ def test_rivals_on_the_same_rows_are_listed_but_forbid_nothing():
     assert [r.pair.target.concept for r in found.rivals] == ["b"]
 
 
+def test_a_better_concept_on_other_rows_forbids_the_label():
+    found = decided(candidates=[candidate(), candidate("b", 1, skill=0.95)], overlap={1: 0.1})
+    assert found.reason == "rivals"
+    assert [r.pair.target.concept for r in found.rivals] == ["b"]
+
+
 def test_a_worse_concept_is_no_rival():
     found = decided(candidates=[candidate(), candidate("b", 1, skill=0.6)], overlap={1: 0.0})
     assert found.reason is None

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 
 from label.concepts.library import NAME
+from label.evidence import rows_of
 from label.targets import (
     Target,
     clocks,
     code_concept,
     hash_controls,
+    permute_trajectories,
     permuted_controls,
     persistent_controls,
 )
@@ -146,11 +148,35 @@ def test_no_concept_can_have_the_name_of_a_control():
         *persistent_controls(ROWS, [concept], seed=0),
         *permuted_controls(ROWS, [concept], seed=0),
     ]
-    assert len(controls) == 12
+    assert len(controls) == 13
     assert not [c.id for c in controls if re.fullmatch(NAME, c.id)]
 
 
-def test_clocks_are_position_and_time():
-    found = {c.id: c for c in clocks(ROWS)}
-    assert set(found) == {"clock:position", "clock:time"}
+def test_clocks_are_position_time_and_the_start_of_the_history():
+    rng = np.random.default_rng(9)
+    entity, position = np.repeat(np.arange(300), 10), np.tile(np.arange(10), 300)
+    start = np.repeat(rng.integers(0, 8, 300), 10)
+    # after a gap, position lags behind time; the first rows of a history need not be here
+    gap = (position >= 6) & (entity % 3 == 0)
+    here = (position >= 4) | (entity % 2 == 0)
+    given = (a[here] for a in (entity, start + position + 5 * gap, position))
+    rows = {"discover": rows_of("discover", *given)[0]}
+    found = {c.id: c for c in clocks(rows)}
+    assert set(found) == {"clock:position", "clock:time", "clock:start"}
     assert all(c.family == "clock" for c in found.values())
+    np.testing.assert_array_equal(found["clock:start"].codes["discover"], start[here])
+    np.testing.assert_array_equal(found["clock:position"].codes["discover"], position[here])
+
+
+def test_permutations_do_not_depend_on_the_unit_of_time():
+    rng = np.random.default_rng(10)
+    entity, time = np.repeat(np.arange(2000), 12), np.tile(np.arange(12), 2000)
+    here = rng.random(len(time)) < 0.6
+    sources = []
+    for unit in (1, 30 * 86_400 * 10**9):
+        rows, _ = rows_of("discover", entity[here], time[here] * unit, time[here])
+        sources.append(permute_trajectories(rows, np.random.default_rng(0)))
+    found = sources[0] >= 0
+    np.testing.assert_array_equal(*sources)
+    np.testing.assert_array_equal(rows.time[sources[0]][found], rows.time[found])
+    assert found.mean() == pytest.approx(0.6, abs=0.02)

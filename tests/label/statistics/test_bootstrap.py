@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, f1_score
 
-from label.confirm import Confirm, Detector
+from label.confirm import Confirm, Detector, resampled
 from label.statistics.bootstrap import ap_draws, entity_weights, interval
 from label.targets import Target
-from tests.label.builders import make_evidence, make_rows, yes_no
+from tests.label.builders import make_evidence, make_rows, peak, yes_no
 
 
 def setup(seed=0, n_entities=30, length=7):
@@ -29,6 +29,26 @@ def test_weights_are_multinomial_counts():
     assert (weights.sum(0) == 50).all()
     assert weights.mean() == pytest.approx(1.0)
     assert weights.var() == pytest.approx(1 - 1 / 50, rel=0.1)
+
+
+def test_sums_are_those_of_the_entities_drawn(monkeypatch):
+    monkeypatch.setattr("label.confirm._ENTITIES", 7)
+    rng = np.random.default_rng(2)
+    weights = entity_weights(300, 50, seed=2)
+    sums = rng.integers(0, 9, (2, 300)) * (rng.random(300) < 0.2)
+    drawn = [
+        [sum(int(w) * int(x) for w, x in zip(column, s, strict=True)) for column in weights.T] for s in sums
+    ]
+    np.testing.assert_array_equal(resampled(weights, *sums.astype(float)), drawn)
+    assert not resampled(weights, np.zeros(300)).any()
+
+
+def test_a_detector_on_few_entities_takes_the_weights_of_these_alone():
+    weights = entity_weights(4000, 200, seed=3)
+    assert weights.itemsize == 1
+    few = np.zeros(4000)
+    few[:40] = 2.0
+    assert peak(lambda: resampled(weights, few, few)) < weights.nbytes / 2
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -57,7 +77,12 @@ def test_support_counts_entities_not_rows():
 def test_a_detector_that_never_fires_has_the_skill_of_chance():
     empty = np.empty(0)
     out = ap_draws(
-        empty, empty.astype(int), empty.astype(bool), np.array([3.0]), np.array([10.0]), np.ones((4, 1))
+        empty,
+        empty.astype(int),
+        empty.astype(bool),
+        np.array([3.0]),
+        np.array([10.0]),
+        np.ones((4, 1), np.uint8),
     )
     assert out[0] == pytest.approx(0.3)
 

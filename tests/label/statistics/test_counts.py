@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from label.evidence import N_LEVELS
 from label.statistics.counts import Levels, average_precision, count, fit_ranges, supported_ranges
-from tests.label.builders import make_evidence, make_rows
+from tests.label.builders import make_evidence, make_rows, peak
 
 
 def draw(seed: int, n_entities: int = 40, length: int = 8, d: int = 6, ties: bool = False):
@@ -157,12 +158,39 @@ def test_levels_place_every_value_strictly_above_its_threshold(seed):
     rows, dense, _ = draw(seed, n_entities=10, ties=True)
     evidence = make_evidence(dense, rows)
     levels = Levels.of(evidence)
+    owner = np.repeat(np.arange(dense.shape[1]), (dense > 0).sum(0))
     for entry in range(len(evidence.value)):
-        j, level = levels.feature[entry], levels.level[entry]
+        j, level = owner[entry], levels.level[entry]
         assert evidence.value[entry] > levels.thresholds[j, level]
         higher = levels.thresholds[j, level + 1 :]
         assert not (evidence.value[entry] > higher).any()
     assert levels.thresholds.shape == (dense.shape[1], N_LEVELS)
+
+
+@pytest.mark.parametrize("block", [1, 1000, 1 << 30])
+@pytest.mark.parametrize("ties", [False, True])
+def test_counts_equal_those_of_dense_ranks_however_features_are_divided(block, ties, monkeypatch):
+    monkeypatch.setattr("label.statistics.counts._BLOCK", block)
+    rows, dense, _ = draw(9, d=12, ties=ties)
+    dense[:, [0, 5, 11]] = 0
+    codes = np.random.default_rng(9).integers(-1, 4, len(rows)).astype(np.int8)
+    levels = Levels.of(make_evidence(dense, rows))
+    counts = count(levels, codes, 4)
+    known = codes >= 0
+    upto = codes[known, None] < np.arange(5)
+    np.testing.assert_array_equal(counts.total, upto.sum(0))
+    for j in range(12):
+        above = dense[known, j, None] > levels.thresholds[j]
+        np.testing.assert_array_equal(counts.above[j], (above[:, :, None] & upto[:, None]).sum(0))
+        np.testing.assert_array_equal(counts.rank_sum[j], rankdata(dense[known, j]) @ upto)
+
+
+def test_counting_holds_little_beside_the_entries(monkeypatch):
+    monkeypatch.setattr("label.statistics.counts._BLOCK", 1 << 12)
+    rows = make_rows(500, 8)
+    levels = Levels.of(make_evidence(np.random.default_rng(10).random((4000, 60)).astype(np.float32), rows))
+    assert levels.level.itemsize == 1
+    assert peak(lambda: count(levels, (rows.time % 2).astype(np.int8), 2)) < 10 * len(levels.level)
 
 
 def test_average_precision_of_a_single_threshold_is_recall_weighted():
