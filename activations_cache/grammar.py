@@ -205,6 +205,8 @@ class Writer:
                 else f"is not allowed over a window{_near(name, WINDOW_FUNCTIONS)}"
             )
             raise ExpressionError(f"the function {name!r} {reason}")
+        if name == "row_number" and window != HISTORY:
+            raise ExpressionError(f"row_number counts an entity's rows up to now: write it OVER {HISTORY}")
         if self.in_window:
             raise ExpressionError("a window inside a window; make the inner one a helper")
         self.in_window = True

@@ -17,6 +17,7 @@ from activations_cache.reference.histories import collate
 from activations_cache.reference.predict import judged
 from activations_cache.store import ActivationStore
 from sae.base import SAE
+from sae.errors import PanelError
 
 from .statistics.bootstrap import Interval, entity_weights, interval
 
@@ -97,10 +98,26 @@ class Stream:
         n_entities: int,
         seed: int,
     ) -> Stream:
-        """Read the confirm entities' histories up to the time cut; at most `n_entities` of them, at random."""
+        """Read the histories up to the time cut of at most `n_entities` confirm entities, at random.
+
+        Only those are drawn that are judged somewhere: where the outcome is per row, with a known one.
+
+        Raises
+        ------
+        PanelError
+            There is none.
+        """
         end = panel.history_end()
         codes = panel.entities_of("confirm")
         codes = codes[end[codes] > panel.offsets[codes]]
+        if panel.outcome is not None and panel.outcome_per == "row":
+            # the others are judged nowhere, so nothing could move them
+            known = np.append(0, np.cumsum(np.isfinite(panel.outcome)))
+            codes = codes[known[end[codes]] > known[panel.offsets[codes]]]
+        if not len(codes):
+            raise PanelError(
+                "no confirm entity has a known outcome, so no removal can be judged", do="check panel.outcome"
+            )
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 5])))
         codes = np.sort(rng.permutation(codes)[:n_entities])
         stored = store.entities(codes, hook)
@@ -166,7 +183,7 @@ class Stream:
         where = judged(self.panel, histories)
         logits = out.default_logit.double().cpu()
         weight = where.double()
-        return ((logits * weight).sum(1) / weight.sum(1).clamp(min=1)).numpy()
+        return ((logits * weight).sum(1) / weight.sum(1)).numpy()
 
 
 class Ablation:

@@ -46,11 +46,16 @@ class Concept(NamedTuple):
 
 CONCEPTS: tuple[Concept, ...] = (
     Concept(
-        "transactor", "Paid at least 95% of the statement in each of the last 3 months", "planted", 0.40, -1
-    )._replace(strength=TERMS["transactor"]),
+        "transactor",
+        "In each of the last 3 months the statement was zero or paid to at least 95%, and not in all of them zero",
+        "planted",
+        0.40,
+        -1,
+        TERMS["transactor"],
+    ),
     Concept(
         "revolver_6m",
-        "Carried a balance, paying under 95% of it, in each of the last 6 months",
+        "Carried a balance in each of the last 6 months, paying under 95% of every statement that was not zero",
         "planted",
         0.25,
         None,

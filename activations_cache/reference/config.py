@@ -24,8 +24,8 @@ class ReferenceConfig(Config):
     """The protected attribute does 0 nothing, 1 lowers income, 2 inflates inquiries, 3 raises the hazard."""
     book: Literal["performing", "all"] = "performing"
     """`performing` shows accounts not in default at their last month, so that the true PD of that row is
-    exact; `all` also shows those that default earlier, up to the month before, so that the outcome per row
-    has no survivor bias."""
+    exact; `all` also shows those that default earlier, up to the last month before it that is not lost, so
+    that the outcome per row has no survivor bias."""
     true_pd: Literal["last", "all"] = "last"
     """Rows that get a true PD: the last of each entity, or every row (about ten times the time)."""
     attrition: float = Field(0.01, ge=0, lt=1)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from activations_cache.batching import batches_by_length
 from activations_cache.panel import Panel
-from sae.errors import PanelError
+from sae.errors import ConfigError, PanelError
 
 from .columns import model_config
 from .credit_transformer import CreditTransformer, signed_log
@@ -65,6 +65,8 @@ def fit(
     ------
     PanelError
         No early-stopping entity, or an outcome with one value only.
+    ConfigError
+        A loss that is not finite; the epoch is not kept.
     """
     codes = panel.entities_of("fit")
     end = panel.history_end()
@@ -149,6 +151,12 @@ class _Trainer:
         with torch.inference_mode():
             parts = [(float(self._loss(b)), len(b)) for b in batches_by_length(self.panel, held, 16384)]
         loss = sum(value * n for value, n in parts) / sum(n for _, n in parts)
+        if not math.isfinite(train_loss) or not math.isfinite(loss):
+            raise ConfigError(
+                "fitting the model diverged",
+                got=f"loss {train_loss:g} in epoch {self.epoch + 1}, {loss:g} on the early-stopping entities",
+                do="lower fit.lr",
+            )
         entry = {"epoch": self.epoch, "loss_fit": train_loss, "loss_early_stop": loss}
         if self.panel.outcome is not None:
             logits, truth, _ = predict(self.model, self.panel, held)

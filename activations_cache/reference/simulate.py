@@ -141,6 +141,8 @@ def _shown(
         last = np.where(default > people.last, people.last, -1)
     else:
         last = np.minimum(people.last, default - 1)
+        # the lost month would show those alone whose last it is, and all of them default in the next
+        last -= (people.entry + last == config.outage_month) & (last > 0)
     age = np.arange(states.shape[1])
     chance = config.missing * np.where(BUCKET[states] > 0, config.missing_delinquent_factor, 1.0)
     here = (rng.random(states.shape) >= chance) & (people.entry[:, None] + age != config.outage_month)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,9 +90,10 @@ def make_concepts(context: Context, out: Path) -> None:
             entity=table.entity,
             time=table.time,
             meta=None if table.meta is None else _inside(context, table.meta),
+            only=table.only,
+            memory_limit=config.memory_limit,
         )
-        wanted = [info for info in infos if any(fnmatch(info.id, glob) for glob in table.only)]
-        kept, ahead = _without_outcomes(wanted)
+        kept, ahead = _without_outcomes(infos)
         skipped += ahead
         tables.append({"file": file, "concepts": [info.to_dict() for info in kept]})
     _refuse_repeats([c["id"] for t in tables for c in t["concepts"]])

@@ -118,6 +118,8 @@ REFUSED = [
     ("lag(bkt, 100000) OVER w", "offset"),
     ("lag(bkt, 1, 0) OVER w", "argument"),
     ("lag(bkt) OVER w6", "one period"),
+    ("row_number() OVER w6", "row_number counts"),
+    ("row_number() OVER wc", "row_number counts"),
     ("lag(bkt) FILTER (bal > 1) OVER w", "one period|cannot be parsed"),
     ("greatest(bkt)", "argument"),
     ("x'ab'", "constant"),

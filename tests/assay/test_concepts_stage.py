@@ -16,7 +16,8 @@ source: {{kind: synthetic, d_in: 8, n_directions: 6, entities: 200, rows_per_ent
 harvest: {{}}
 sae: {{kind: topk, d_sae: 8, k: 2}}
 train: {{rows: 2048, batch_size: 64}}
-concepts: {{tables: [{{path: {folder}/given.parquet, meta: {folder}/meta.yaml, entity: id, time: t}}]}}
+concepts:
+  tables: [{{path: {folder}/given.parquet, meta: {folder}/meta.yaml, entity: id, time: t, only: ["*_now", "*_later"]}}]
 label: {{n_bootstrap: 50, n_permutations: 10}}
 """
 
@@ -24,7 +25,7 @@ label: {{n_bootstrap: 50, n_permutations: 10}}
 def test_a_column_that_looks_ahead_never_makes_a_label(command, tmp_path):
     ids, t = np.repeat([f"E{i:06d}" for i in range(200)], 5), np.tile(np.arange(5), 200)
     chance = np.random.default_rng(0).random((2, 1000)) < 0.3
-    table = {"id": ids, "t": t, "late_now": chance[0], "defaults_later": chance[1]}
+    table = {"id": ids, "t": t, "late_now": chance[0], "defaults_later": chance[1], "note": ids}
     pq.write_table(pa.table(table), tmp_path / "given.parquet")
     (tmp_path / "meta.yaml").write_text("defaults_later: {text: Defaults within a year, kind: outcome}")
     (tmp_path / "config.yaml").write_text(CONFIG.format(folder=tmp_path))

@@ -19,6 +19,7 @@ from activations_cache.reference.histories import collate
 from activations_cache.reference.predict import evaluate, predict
 from activations_cache.reference.scores import auc, auc_difference, discrimination
 from activations_cache.reference.shape import FitConfig, ModelShape, reinitialised
+from sae.errors import ConfigError
 
 SHAPE = ModelShape(d_model=32, n_layers=2, n_heads=2, d_ff=64, dropout=0.0)
 CPU = torch.device("cpu")
@@ -164,6 +165,14 @@ def test_an_interrupted_fit_ends_with_the_same_bits(panel, fitted, tmp_path):
     assert history == fitted[1]
     for name, value in fitted[0].state_dict().items():
         assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_fit_that_diverges_says_so_and_keeps_nothing(panel, tmp_path):
+    config = FitConfig(epochs=3, batch_rows=2048, lr=1e6)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match=r"(?s)diverged.*loss (nan|inf) in epoch 1.*lower fit\.lr"):
+            fit(panel, SHAPE, config, seed=0, device=CPU, work=tmp_path)
+        assert not list(tmp_path.iterdir())
 
 
 def test_the_twin_shares_the_input_tables_and_nothing_else(fitted):

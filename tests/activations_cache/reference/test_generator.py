@@ -133,6 +133,14 @@ def test_delinquent_months_are_missing_three_times_as_often() -> None:
     assert 1 - block.shown[inside & late].mean() == pytest.approx(0.06, abs=0.025)
 
 
+def test_the_lost_month_tells_no_default_of_the_whole_book() -> None:
+    config = ReferenceConfig(book="all")
+    block = simulate_block(config, simulate_economy(config, 48), 0)
+    seen = block.last >= 0
+    assert not (block.shown & (block.time == config.outage_month)).any()
+    assert block.shown[seen, block.last[seen]].all() and (block.default[seen] > block.last[seen]).all()
+
+
 def test_dirt_is_made_on_request(tmp_path: Path, query: Query) -> None:
     generate(ReferenceConfig(entities=500, duplicates=0.01, recode_month=12), tmp_path)
     found = query(tmp_path, "SELECT count(*) - count(DISTINCT (entity_id, t)) twice, count(*) n FROM panel")

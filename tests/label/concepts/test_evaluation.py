@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ import pytest
 
 from label.concepts.evaluation import WORKER, columns_of, evaluate_concepts, make_job, make_task
 from label.concepts.language import load_concepts
-from label.concepts.library import Concept
+from label.concepts.library import Concept, ConceptLibrary
 from label.concepts.safety import run_child
 from sae.errors import ConceptError
 
@@ -34,9 +34,6 @@ class History:
         """Return the values that are not null of the periods from first to last."""
         values = [self.at(name, t) for t in range(max(first, self.first), last + 1)]
         return [value for value in values if value is not None]
-
-    def count(self, first: int, last: int) -> int:
-        return sum(t in self.rows for t in range(first, last + 1))
 
     def pr(self, t: int) -> float | None:
         pay, before = self.at("pay", t), self.at("bal", t - 1)
@@ -71,7 +68,12 @@ def months_since_delq(h: History, t: int) -> float | None:
 
 def clean_streak(h: History, t: int) -> float | None:
     late = late_months(h, t)
-    return float(t - (late[-1] if late else h.first - 1))
+    return None if h.at("bkt", t) is None else float(t - (late[-1] if late else h.first - 1))
+
+
+def status_full_payer_streak(h: History, t: int) -> float | None:
+    broken = [s for s in h.rows if s <= t and (code := h.at("status", s)) is not None and code >= 0]
+    return None if h.at("status", t) is None else float(t - max(broken, default=h.first - 1))
 
 
 def roll_forward(h: History, t: int) -> bool | None:
@@ -105,11 +107,60 @@ def pay_ratio(h: History, t: int) -> float | None:
     return h.pr(t)
 
 
+def each(checks: Iterable[bool | None], enough: bool) -> bool | None:
+    """Whether something holds in each month of a window; null where the history is short of it."""
+    return both(*checks) if enough else None
+
+
 def transactor(h: History, t: int) -> bool | None:
-    if t - h.first < 3:
-        return None
-    ratios = [r for s in range(t - 2, t + 1) if (r := h.pr(s)) is not None]
-    return min(ratios) >= 0.95 if ratios else None
+    return each([when(h.pr(s), lambda r: r >= 0.95) for s in range(t - 2, t + 1)], t - h.first >= 3)
+
+
+def revolver(h: History, t: int) -> bool | None:
+    months = range(t - 2, t + 1)
+    under = [when(h.pr(s), lambda r: r < 0.95) for s in months]
+    return each([*under, *(when(h.at("bal", s), lambda b: b > 0) for s in months)], t - h.first >= 3)
+
+
+def chronic_late(h: History, t: int) -> bool | None:
+    return each([when(h.at("bkt", s), lambda b: b >= 1) for s in range(t - 2, t + 1)], t - h.first >= 2)
+
+
+def stagnant_bucket(h: History, t: int) -> bool | None:
+    known = h.within("bkt", t - 2, t)
+    same = None if len(known) < 3 and len(set(known)) < 2 else len(set(known)) == 1
+    return each([same, when(h.at("bkt", t), lambda b: b >= 1)], t - h.first >= 2)
+
+
+def status_minimum_3m(h: History, t: int) -> bool | None:
+    return each([when(h.at("status", s), lambda x: x == 0) for s in range(t - 2, t + 1)], t - h.first >= 2)
+
+
+def overspend_streak(h: History, t: int) -> bool | None:
+    pairs = [(h.at("outflow", s), h.at("inflow", s)) for s in range(t - 2, t + 1)]
+    return each([None if None in pair else pair[0] > pair[1] for pair in pairs], t - h.first >= 2)  # type: ignore[operator]
+
+
+def min_payer(h: History, t: int) -> bool | None:
+    pay, due, bal = h.at("pay", t), h.at("due", t - 1), h.at("bal", t - 1)
+    about = None if pay is None or due is None else 0.9 * due <= pay <= 1.1 * due
+    far = None if bal is None or due is None else bal > 2 * due
+    return both(about, far, when(due, lambda d: d > 0))
+
+
+def min_pay_streak_6m(h: History, t: int) -> float | None:
+    known = [x for s in range(t - 5, t + 1) if s in h.rows and (x := min_payer(h, s)) is not None]
+    return float(sum(known)) if known and t - h.first >= 6 else None
+
+
+def missed_6m(h: History, t: int) -> float | None:
+    months = [s for s in range(t - 5, t + 1) if s in h.rows]
+    missed = [
+        both(when(h.at("pay", s), lambda p: p == 0), when(h.at("bal", s - 1), lambda b: b > 0))
+        for s in months
+    ]
+    known = [x for x in missed if x is not None]
+    return float(sum(known)) if known and t - h.first >= 6 else None
 
 
 def bal_volatility(h: History, t: int) -> float | None:
@@ -127,8 +178,8 @@ def gap_months(h: History, t: int) -> float | None:
 def income_loss(h: History, t: int) -> bool | None:
     if t - h.first < 3:
         return None
-    before = h.within("income", t - 3, t - 1)
-    return both(when(h.at("income", t), lambda i: i == 0), when(min(before, default=None), lambda i: i > 0))
+    before = [when(h.at("income", s), lambda i: i > 0) for s in range(t - 3, t)]
+    return both(when(h.at("income", t), lambda i: i == 0), *before)
 
 
 def cash_adv_streak(h: History, t: int) -> bool | None:
@@ -136,14 +187,9 @@ def cash_adv_streak(h: History, t: int) -> bool | None:
 
 
 def maxed_out(h: History, t: int) -> bool | None:
-    if t - h.first < 2:
-        return None
-    utils = [
-        h.at("bal", s) / h.at("lim", s)  # type: ignore[operator]
-        for s in range(t - 2, t + 1)
-        if h.at("bal", s) is not None and h.at("lim", s) is not None
-    ]
-    return both(when(min(utils, default=None), lambda u: u >= 0.95), h.count(t - 2, t) == 3)
+    pairs = [(h.at("bal", s), h.at("lim", s)) for s in range(t - 2, t + 1)]
+    full = [None if None in pair else pair[0] / pair[1] >= 0.95 for pair in pairs]  # type: ignore[operator]
+    return each(full, t - h.first >= 2)
 
 
 def rate_shock(h: History, t: int) -> bool | None:
@@ -156,11 +202,20 @@ ORACLES = (
     times30_12m,
     months_since_delq,
     clean_streak,
+    status_full_payer_streak,
+    status_minimum_3m,
+    chronic_late,
+    stagnant_bucket,
     roll_forward,
     redefault,
     util_slope_6m,
     pay_ratio,
     transactor,
+    revolver,
+    min_payer,
+    min_pay_streak_6m,
+    missed_6m,
+    overspend_streak,
     bal_volatility,
     gap_months,
     income_loss,
@@ -171,8 +226,8 @@ ORACLES = (
 
 
 @pytest.fixture(scope="module")
-def concepts(credit: Path) -> tuple[Concept, ...]:
-    return load_concepts([credit]).concepts
+def concepts(credit: Path, uci_status: Path) -> tuple[Concept, ...]:
+    return load_concepts([credit, uci_status]).concepts
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +271,8 @@ def test_the_layout(concepts: Sequence[Concept], panel: Path, values: pa.Table) 
 def test_every_concept_of_the_library_says_something(concepts: Sequence[Concept], values: pa.Table) -> None:
     """On a panel with every column, all but the rarest compound concept take at least two values."""
     dull = {c.id for c in concepts if len(values.column(c.id).drop_null().unique()) < 2}
-    assert dull <= {"bust_out", "repeat_borrower", "low_use", "forb_exit", "modified_ever", "roll_straight"}
+    rare = {"bust_out", "low_use", "forb_exit", "modified_ever", "roll_straight", "status_inactive_6m"}
+    assert dull <= rare
 
 
 def small_panel(path: Path, times: Sequence[int], **columns: Sequence[float | None]) -> Path:
@@ -226,9 +282,44 @@ def small_panel(path: Path, times: Sequence[int], **columns: Sequence[float | No
     return path
 
 
-def compute(file: Path, panel: Path, out: Path) -> dict[str, list[float | None]]:
-    evaluate_concepts(load_concepts([file]).concepts, panel, out, threads=1)
+def compute(concepts: Sequence[Concept], panel: Path, out: Path, *ids: str) -> dict[str, list[float | None]]:
+    chosen = [concept for concept in concepts if not ids or concept.id in ids]
+    evaluate_concepts(chosen, panel, out, threads=1)
     return pq.read_table(out).to_pydict()
+
+
+def test_what_holds_in_each_of_several_months_needs_all_of_them_known(
+    concepts: Sequence[Concept], tmp_path: Path
+) -> None:
+    """A gap at 3 and an unknown limit at 8; what is paid is known from 1 on."""
+    times = [0, 1, 2, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14]
+    lim, bal = [1000.0 if t != 8 else None for t in times], [5.0] * len(times)
+    panel = small_panel(tmp_path / "p.parquet", times, bal=bal, lim=lim, pay=bal)
+    got = compute(concepts, panel, tmp_path / "o.parquet", "transactor", "low_use")
+    assert got["transactor"] == [True if t >= 7 else None for t in times]
+    assert got["low_use"] == [True if t == 14 else None for t in times]
+
+
+def test_a_bust_out_pays_nothing_now_whatever_it_paid_before(
+    concepts: Sequence[Concept], tmp_path: Path
+) -> None:
+    """Quiet for a year and paid in full, then the limit is drawn and nothing paid."""
+    bal, pay = [100.0] * 14 + [900, 950, 960], [100.0] * 14 + [100, 0, 0]
+    panel = small_panel(tmp_path / "p.parquet", range(17), bal=bal, lim=[1000.0] * 17, pay=pay)
+    got = compute(concepts, panel, tmp_path / "o.parquet", "bust_out")["bust_out"]
+    assert [t for t, value in enumerate(got) if value] == [15]
+
+
+def test_loans_in_sequence_are_a_product_of_their_own(concepts: Sequence[Concept], tmp_path: Path) -> None:
+    ids = ["repeat_borrower", "loan_step_up"]
+    library = ConceptLibrary(tuple(concepts))
+    monthly, _ = library.applicable("installment", ["orig", "bal"])
+    loans, _ = library.applicable("loan_sequence", ["orig", "bal"])
+    assert not {concept.id for concept in monthly} & set(ids)
+    assert {concept.id for concept in loans} >= set(ids)
+    panel = small_panel(tmp_path / "p.parquet", [1, 2, 3], orig=[500, 1000, 1100], bal=[500, 1000, 9000])
+    got = compute(concepts, panel, tmp_path / "o.parquet", *ids)
+    assert (got["repeat_borrower"], got["loan_step_up"]) == ([0, 1, 2], [None, True, False])
 
 
 def test_gaps_history_and_nulls(write: Write, tmp_path: Path) -> None:
@@ -253,7 +344,7 @@ concepts:
     panel = small_panel(
         tmp_path / "p.parquet", times, bkt=[1, 2, 3, None, 5, 6], bal=[0, 2, math.nan, 4, math.inf, 3]
     )
-    got = compute(file, panel, tmp_path / "out.parquet")
+    got = compute(load_concepts([file]).concepts, panel, tmp_path / "out.parquet")
     assert got["lag1"] == [None, 1, None, 3, None, None]
     assert got["lag2"] == [None, None, 2, None, 3, None]
     assert got["through_helper"] == [None, 2, None, 6, None, None]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -17,14 +19,16 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def load(folder: Path, table: dict[str, list[object]], meta: str | None = None) -> list[object]:
+def load(
+    folder: Path, table: dict[str, list[object]], meta: str | None = None, **limits: object
+) -> list[object]:
     pq.write_table(pa.table(table), folder / "given.parquet")
     if meta is not None:
         (folder / "meta.yaml").write_text(meta)
-    return read(folder, folder / "given.parquet", None if meta is None else folder / "meta.yaml")
+    return read(folder, folder / "given.parquet", None if meta is None else folder / "meta.yaml", **limits)
 
 
-def read(folder: Path, given: Path, meta: Path | None = None) -> list[object]:
+def read(folder: Path, given: Path, meta: Path | None = None, **limits: object) -> list[object]:
     return load_concept_table(  # type: ignore[return-value]
         given,
         folder / "out.parquet",
@@ -33,6 +37,7 @@ def read(folder: Path, given: Path, meta: Path | None = None) -> list[object]:
         entity="id",
         time="month",
         meta=meta,
+        **limits,  # type: ignore[arg-type]
     )
 
 
@@ -71,6 +76,8 @@ def test_a_ready_made_table(folder: Path) -> None:
         ({"id": [9], "month": [3], "Vip": [True]}, None, "not a concept id"),
         ({"id": [9], "month": [3], "split": [True]}, None, "not a concept id"),
         ({"id": [9], "month": [3], "vip": ["x"]}, None, "not a truth value or a number"),
+        ({"id": [9], "month": [3], "vip": [[1]]}, None, r"BIGINT\[\], not a truth value or a number"),
+        ({"id": [9], "month": [3], "vip": [timedelta(1)]}, None, "INTERVAL, not a truth value or a number"),
         ({"id": [9, 9], "month": [3, 3], "vip": [True, False]}, None, "two rows for one entity"),
         ({"id": [1], "month": [3], "vip": [True]}, None, "no row in common"),
         ({"id": [9], "month": [3], "vip": [True]}, "vop: {text: A}", "no such column"),
@@ -98,3 +105,29 @@ def test_ids_of_a_csv_are_text_as_they_are_in_a_panel(folder: Path) -> None:
     (folder / "given.csv").write_text("id,month,vip\n1.1,3,true\n1.10,3,false\n")
     read(folder, folder / "given.csv")
     assert pq.read_table(folder / "out.parquet")["vip"].to_pylist()[::2] == [True, False]
+
+
+def test_columns_that_are_not_taken_may_hold_anything(folder: Path) -> None:
+    table = {"id": [9, 17], "month": [3, 4], "vip": [True, False], "Note": ["x", "y"], "score": [1.5, 2.5]}
+    meta = "{vip: {text: A very important person}, score: {text: A score}}"
+    infos = load(folder, table, meta, only=["v*", "none"])
+    assert [i.text for i in infos] == ["A very important person"]  # type: ignore[attr-defined]
+    assert pq.read_table(folder / "out.parquet").column_names == ["entity", "time", "vip"]
+    with pytest.raises(ConceptError, match="`only` takes none"):
+        load(folder, table, only=["w*"])
+
+
+def test_a_table_beyond_the_memory_limit_goes_to_disk(tmp_path: Path) -> None:
+    n = 60_000
+    ids, values = [str(i) for i in range(n)], np.random.default_rng(0).random((24, n))
+    pq.write_table(pa.table({"entity": np.arange(n), "time": np.zeros(n, int)}), tmp_path / "panel.parquet")
+    pq.write_table(pa.table({"entity": np.arange(n), "id": ids}), tmp_path / "entities.parquet")
+    table = {"id": ids, "month": np.zeros(n, int)} | {f"c{i}": own for i, own in enumerate(values)}
+    load(tmp_path, table, memory_limit="32MB")
+    out = pq.read_table(tmp_path / "out.parquet")
+    np.testing.assert_array_equal([out[f"c{i}"].to_numpy() for i in range(24)], values)
+    with pytest.raises(ConceptError, match=r"(?s)cannot be brought.*Out of Memory"):
+        load(tmp_path, table, memory_limit="1MB")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "entities.parquet", "given.parquet", "out.parquet", "panel.parquet",
+    ]  # fmt: skip
