@@ -124,10 +124,21 @@ class RunConfig(Config):
         return self
 
     def _check_members(self) -> None:
+        assert self.harvest is not None
         try:
-            _ = (self.sized(*ANY_SIZE) if isinstance(self.sae, AutoSAEConfig) else self).members
+            members = (self.sized(*ANY_SIZE) if isinstance(self.sae, AutoSAEConfig) else self).members
         except ConfigError as error:
             raise ValueError(str(error)) from error
+        readers = [member.sae.kind for member in members if member.sae.reads_previous]
+        if readers and self.harvest.run_length == 1:
+            raise ValueError(
+                f"sae.kind={readers[0]} learns from adjacent positions: set harvest.run_length to 2 or more"
+            )
+        if 0 < len(readers) < len(members):
+            raise ValueError(
+                f"sweep: sae.kind={readers[0]} keeps rows of an entity together, and the other kinds shuffle all: "
+                "train it in a run of its own"
+            )
 
     def _check_segments(self, evaluate: EvaluateConfig) -> None:
         if self.panel is None or not self.fits_model:

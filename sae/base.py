@@ -69,6 +69,8 @@ class SAEConfig(Family):
     """A dictionary: how many features, how many of them active, and how dead ones are revived."""
 
     trainable: ClassVar[bool] = True
+    reads_previous: ClassVar[bool] = False
+    """Whether its losses need `Batch.follows`, and with it rows in the order of their entities."""
 
     kind: str = "batch_topk"
     d_sae: int = Field(gt=0)
@@ -128,8 +130,6 @@ class SAE(nn.Module, ABC):
         Who holds the others.
     replicated : frozenset[str]
         Parameters and buffers with a first dimension that does not count features; all shards hold them.
-    reads_previous : bool
-        Whether `losses` needs `Batch.follows`, and with it rows in the order of their entities.
     stackable, mixes_k : bool
         Whether several of one configuration can learn as one, and of one but for k; see `sae.stack`. Each kind says so
         for itself.
@@ -138,7 +138,6 @@ class SAE(nn.Module, ABC):
     """
 
     replicated: ClassVar[frozenset[str]] = frozenset({"b_dec"})
-    reads_previous: ClassVar[bool] = False
     stackable: ClassVar[bool] = False
     mixes_k: ClassVar[bool] = False
 
@@ -165,6 +164,11 @@ class SAE(nn.Module, ABC):
         self.b_enc = nn.Parameter(directions.new_zeros(self.d_sae))
         self.W_dec = nn.Parameter(directions)
         self.b_dec = nn.Parameter(directions.new_zeros(d_in))
+
+    @property
+    def reads_previous(self) -> bool:
+        """Whether its kind does, see `SAEConfig`."""
+        return self.config.reads_previous
 
     @property
     def members(self) -> int:

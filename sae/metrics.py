@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .codes import SparseCodes
-from .geometry import unit_directions
+from .geometry import normalise_rows_, unit_directions
 
 DENSE = 0.5
 """A feature that fires on more than this share of rows is dense."""
@@ -254,11 +254,13 @@ def match(W_dec: Float[Tensor, "d_sae d_in"], truth: Float[Tensor, "truths d_in"
 
 
 def coherence(W_dec: Float[Tensor, "d_sae d_in"], *, rows_at_once: int = 1024) -> Float[Tensor, "d_sae"]:
-    """Return for each feature its largest |cosine| with another: 1 is a duplicate."""
-    unit = unit_directions(W_dec)
+    """Return for each feature its largest |cosine| with another, in float32 where W_dec lies: 1 is a duplicate."""
+    # in float64 all pairs of a large dictionary would take minutes
+    unit = W_dec.detach().float().clone()
+    normalise_rows_(unit)
     nearest = []
     for start in range(0, len(unit), rows_at_once):
-        cosines = (unit[start : start + rows_at_once] @ unit.T).abs()
+        cosines = (unit[start : start + rows_at_once] @ unit.T).abs_()
         cosines.diagonal(start).zero_()
         nearest.append(cosines.amax(1))
     return torch.cat(nearest)

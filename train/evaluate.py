@@ -8,13 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from activations_cache.loader import ShuffledLoader
 from activations_cache.store import ActivationStore
 from sae.baselines import fit_baseline
 from sae.dictionary import Dictionary
 from sae.errors import CheckpointError
-from sae.metrics import Firing, Variance, coherence
+from sae.metrics import Firing, Variance
+from sae.world import World
 
-from .segments import RowSegments
+from .segments import RowSegments, find_stretches
 
 ROWS_AT_ONCE = 8192
 BASELINES = ("neurons", "pca")
@@ -41,16 +43,15 @@ def evaluate_dictionary(store: ActivationStore, sae: Dictionary, hook: str, spli
     dict
         `rows`; `fvu` about the mean of these rows; `fvu_per_dimension`, its median, 90% quantile and maximum,
         and the dimension of the maximum; `shrinkage`; `l0`; `dead`, the share that never fires here; `dense`,
-        the share that fires on more than half the rows; `firing_rates`, features by rate; `coherence`, mean
-        and maximum over features of the largest |cosine| with another; `segments`, FVU and L0 by position and
-        time. `sae.metrics` defines them all.
+        the share that fires on more than half the rows; `firing_rates`, features by rate; `segments`, FVU and
+        L0 by position and time. `sae.metrics` defines them all. FVU is NaN only where the rows do not vary.
 
     Raises
     ------
     StoreError
         The store has no such hook or split, or is damaged.
     CheckpointError
-        The dictionary is not folded, or of another width.
+        The dictionary is not folded, or of another width, or its reconstructions are not finite.
     """
     if not sae.folded:
         raise CheckpointError(
@@ -60,7 +61,8 @@ def evaluate_dictionary(store: ActivationStore, sae: Dictionary, hook: str, spli
         raise CheckpointError(
             f"the dictionary does not fit {hook}", got=f"d_in {sae.d_in}", expected=str(store.hooks[hook])
         )
-    firing, variance, segments = Firing.empty(sae.d_sae), Variance(), RowSegments()
+    firing, variance = Firing.empty(sae.d_sae), Variance()
+    segments = RowSegments(find_stretches(store, split))
     for rows in store.rows(hook, split, batch_rows=ROWS_AT_ONCE):
         x = torch.from_numpy(rows.acts).to(sae.W_dec.device)
         codes = sae.encode(x)
@@ -68,7 +70,12 @@ def evaluate_dictionary(store: ActivationStore, sae: Dictionary, hook: str, spli
         x_hat = sae.decode(codes)
         variance.update(x, x_hat)
         segments.update(x, x_hat, codes, rows)
-    nearest = coherence(sae.W_dec)
+    if not bool(variance.residual.isfinite().all()):
+        raise CheckpointError(
+            "the dictionary's reconstructions are not finite",
+            got=f"NaN or infinity on {hook}, split {split}",
+            do="train or import it again, and look at the size of its weights",
+        )
     return {
         "rows": firing.rows,
         "fvu": variance.fvu,
@@ -78,7 +85,6 @@ def evaluate_dictionary(store: ActivationStore, sae: Dictionary, hook: str, spli
         "dead": firing.dead,
         "dense": firing.dense,
         "firing_rates": firing.histogram(),
-        "coherence": {"mean": float(nearest.mean()), "max": float(nearest.max())},
         "segments": segments.compute(),
     }
 
@@ -92,24 +98,21 @@ def evaluate_baselines(
     Parameters
     ----------
     store, hook
-        Raw activations; the baselines are fitted to a sample of split fit.
+        Raw activations; the baselines are fitted to a random sample of split fit.
     splits
         Where they are measured.
     k
         Features kept per row: the L0 of the dictionary that they are compared with.
     seed
-        Of baselines that draw.
+        Of the sample, and of baselines that draw.
 
     Raises
     ------
     StoreError
         The store has no such hook or split, or is damaged.
     """
-    sample = next(iter(store.rows(hook, "fit", batch_rows=SAMPLE_ROWS)))
-    fitted = {
-        name: fit_baseline(name, torch.from_numpy(sample.acts), store.hooks[hook], k=k, seed=seed)
-        for name in BASELINES
-    }
+    sample = _sample(store, hook, seed)
+    fitted = {name: fit_baseline(name, sample, store.hooks[hook], k=k, seed=seed) for name in BASELINES}
     measured: dict[str, dict[str, dict[str, float]]] = {name: {} for name in fitted}
     for split in splits:
         totals = {name: (Firing.empty(b.d_sae), Variance()) for name, b in fitted.items()}
@@ -122,6 +125,23 @@ def evaluate_baselines(
         for name, (firing, variance) in totals.items():
             measured[name][split] = {"fvu": variance.fvu, "l0": firing.l0}
     return measured
+
+
+def _sample(store: ActivationStore, hook: str, seed: int) -> Tensor:
+    """Return rows of split fit in the mixed order of the loader: rows that are stored side by side may be alike."""
+    loader = ShuffledLoader(
+        store,
+        hook,
+        "fit",
+        # a batch that goes on into the next epoch would hold rows twice
+        batch_size=max(1, min(SAMPLE_ROWS, store.splits.get("fit", 0))),
+        seed=seed,
+        world=World.single("cpu"),
+    )
+    try:
+        return loader.next_batch().x
+    finally:
+        loader.close()
 
 
 def _spread(fvu: Tensor) -> dict[str, int | float | None]:

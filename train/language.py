@@ -72,17 +72,39 @@ def evaluate_language(
     out: dict[str, Any] = {"documents": len(read), "tokens": int(count.sum())}
     if not len(read):
         return out
-    weights = np.stack(list(entity_samples(read, n_bootstrap, seed)))
-    tokens = weights @ count[read]
-    samples: Resamples = {
-        name: {measure: weights @ total[i, read] / tokens for i, measure in enumerate(("loss", "kl"))}
-        for name, total in sums.items()
-    }
+    sums = {name: total[:, read] for name, total in sums.items()}
+    samples = resample_means(sums, count[read], n_bootstrap=n_bootstrap, seed=seed)
     return out | {
         "loss": float(samples["model"]["loss"][0]),
         "change": {name: changes(samples, name) for name in replace},
         "recovered": {floor: recovered(samples, "spliced", floor) for floor in ("zero", "mean")},
     }
+
+
+def resample_means(
+    sums: Mapping[str, Float[np.ndarray, "2 documents"]],
+    tokens: Float[np.ndarray, " documents"],
+    *,
+    n_bootstrap: int,
+    seed: int,
+) -> Resamples:
+    """Return the mean loss and KL of a token over all documents and over samples of them.
+
+    Parameters
+    ----------
+    sums
+        By what was put in the activations' place, loss and KL summed over each document.
+    tokens
+        Tokens of each document.
+    n_bootstrap, seed
+        As for `evaluate_language`.
+    """
+    means: dict[str, list[np.ndarray]] = {name: [] for name in sums}
+    for weight in entity_samples(np.arange(len(tokens)), n_bootstrap, seed):
+        drawn = weight @ tokens
+        for name, total in sums.items():
+            means[name].append(total @ weight / drawn)
+    return {name: dict(zip(("loss", "kl"), np.stack(by, axis=1), strict=True)) for name, by in means.items()}
 
 
 def _judged(source: ModelSource, inputs: ModelInputs) -> np.ndarray:

@@ -18,6 +18,8 @@ from assay.config import RunConfig
 from assay.stages import Context
 from sae.base import SAE
 from sae.checkpoint import load_sae
+from sae.exports import load
+from sae.metrics import coherence
 from sae.strict_json import as_json
 from train.evaluate import evaluate_baselines, evaluate_dictionary
 from train.fidelity import evaluate_fidelity
@@ -36,6 +38,20 @@ def make_dictionary(context: Context, out: Path) -> None:
 def make_twin_dictionary(context: Context, out: Path) -> None:
     """Train the twin's dictionary, in the same way."""
     _train(context, out, context.folder / "twin" / "activations.zarr", "train twin")
+
+
+def check_imported(config: RunConfig) -> None:
+    """Read the dictionary to import, so that what is wrong with it is said before anything is harvested for it.
+
+    Raises
+    ------
+    CheckpointError
+        It cannot be read.
+    ConfigError
+        No format of that name.
+    """
+    assert config.dictionary is not None
+    load(config.dictionary.path.expanduser(), config.dictionary.format)
 
 
 def make_imported(context: Context, out: Path) -> None:
@@ -64,8 +80,10 @@ def measure(context: Context, name: str) -> dict[str, Any]:
     sae = load_sae(context.folder / "sae" / name, context.world.device)
     record: dict[str, Any] = {"format_version": 1, "hook": context.hook}
     splits = [split for split in ("discover", "confirm", "out_of_time") if store.splits.get(split)]
+    nearest = coherence(sae.W_dec)
+    alike = {"coherence": {"mean": float(nearest.mean()), "max": float(nearest.max())}}
     for split in splits:
-        record[split] = evaluate_dictionary(store, sae, context.hook, split)
+        record[split] = evaluate_dictionary(store, sae, context.hook, split) | alike
     if splits and store.splits.get("fit"):
         k = max(1, round(record[splits[0]]["l0"]))
         record["baselines"] = evaluate_baselines(store, context.hook, splits, k=k, seed=context.config.seed)
@@ -94,6 +112,7 @@ def _reconstruction_note(record: dict[str, Any], split: str) -> str:
         for name, part in record.get("baselines", {}).items()
         if split in part
     ]
+    # reconstructions that are not finite are an error
     fvu = f"{found['fvu']:.3f}" if math.isfinite(found["fvu"]) else "not defined (the rows do not vary)"
     text = f"{split}: FVU {fvu}, L0 {found['l0']:.1f}, dead {found['dead']:.1%}"
     return f"{text}; FVU at that L0 of {', '.join(beside)}" if beside else text

@@ -21,6 +21,8 @@ from .matryoshka import Matryoshka
 class TemporalConfig(SAEConfig):
     """Two nested dictionaries, of which the inner one is to hold what lasts from one position to the next."""
 
+    reads_previous = True
+
     kind: Literal["temporal"] = "temporal"
     lasting_share: float = Field(0.2, gt=0, lt=1)
     """Share of the features that are to last; they are the first ones."""
@@ -49,7 +51,6 @@ class Temporal(Matryoshka):
     encoded once, and is reconstructed too; rows without one take part in the reconstruction only.
     """
 
-    reads_previous = True
     config: TemporalConfig
 
     def losses(self, batch: Batch, *, dead: Bool[Tensor, "d_sae"], world: World) -> Losses:

@@ -20,11 +20,24 @@ from sae.checkpoint import write_atomically
 from sae.errors import CheckpointError
 
 from .format import Format, Origin, as_float32, read_settings, require, write_settings
-from .plain import build, centred_bias, k_of, refusal, rule_of, thresholds, uncentred_bias
+from .plain import (
+    build,
+    centred_bias,
+    k_of,
+    refusal,
+    rule_of,
+    thresholds,
+    uncentred_bias,
+    with_unit_rows,
+)
 
 SETTINGS, WEIGHTS = "config.json", "ae.pt"
-LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight")
-FOUR = ("W_enc", "b_enc", "W_dec", "b_dec")
+LINEAR = {
+    "encoder.weight": ("d_sae", "d_in"),
+    "encoder.bias": ("d_sae",),
+    "decoder.weight": ("d_in", "d_sae"),
+}
+FOUR = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 
 
 def write(sae: SAE, folder: Path, origin: Origin) -> None:
@@ -140,16 +153,10 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _autoencoder(tensors: dict[str, Tensor], path: Path) -> SAE:
-    W_enc, b_enc, decoder, b_dec = require(tensors, (*LINEAR, "bias"), where=path)
-    norms = torch.linalg.vector_norm(decoder, dim=0)
-    if _has_unit_columns(decoder):
-        norms = torch.ones_like(norms)
-    state = {
-        "W_enc": W_enc * norms[:, None],
-        "b_enc": b_enc * norms,
-        "W_dec": (decoder / norms).T,
-        "b_dec": b_dec,
-    }
+    W_enc, b_enc, decoder, b_dec = require(tensors, LINEAR | {"bias": ("d_in",)}, where=path)
+    state = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": decoder.T, "b_dec": b_dec}
+    if not _has_unit_columns(decoder):
+        state = with_unit_rows(state)
     return build("relu", state, k=1, where=path)
 
 
@@ -160,22 +167,22 @@ def _has_unit_columns(decoder: Tensor) -> bool:
 
 
 def _autoencoder_new(tensors: dict[str, Tensor], path: Path) -> SAE:
-    W_enc, b, decoder, b_dec = require(tensors, (*LINEAR, "decoder.bias"), where=path)
+    W_enc, b, decoder, b_dec = require(tensors, LINEAR | {"decoder.bias": ("d_in",)}, where=path)
     state = {"W_enc": W_enc, "b_enc": centred_bias(b, W_enc, b_dec), "W_dec": decoder.T, "b_dec": b_dec}
     return build("relu", state, k=1, where=path)
 
 
 def _topk(tensors: dict[str, Tensor], path: Path) -> SAE:
     tensors.pop("threshold", None)
-    W_enc, b_enc, decoder, b_dec, k = require(tensors, (*LINEAR, "b_dec", "k"), where=path)
+    layout = LINEAR | {"b_dec": ("d_in",), "k": ()}
+    W_enc, b_enc, decoder, b_dec, k = require(tensors, layout, where=path)
     state = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": decoder.T, "b_dec": b_dec}
     return build("topk", state, k=int(k), where=path)
 
 
 def _batch_topk(tensors: dict[str, Tensor], path: Path) -> SAE:
-    W_enc, b_enc, decoder, b_dec, k, threshold = require(
-        tensors, (*LINEAR, "b_dec", "k", "threshold"), where=path
-    )
+    layout = LINEAR | {"b_dec": ("d_in",), "k": (), "threshold": ()}
+    W_enc, b_enc, decoder, b_dec, k, threshold = require(tensors, layout, where=path)
     state = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": decoder.T, "b_dec": b_dec}
     return build("batch_topk", state | _one(threshold), k=int(k), where=path)
 
@@ -183,7 +190,7 @@ def _batch_topk(tensors: dict[str, Tensor], path: Path) -> SAE:
 def _matryoshka(tensors: dict[str, Tensor], path: Path) -> SAE:
     # the groups matter to training alone
     tensors.pop("group_sizes", None)
-    W_enc, b_enc, W_dec, b_dec, k, threshold = require(tensors, (*FOUR, "k", "threshold"), where=path)
+    W_enc, b_enc, W_dec, b_dec, k, threshold = require(tensors, FOUR | {"k": (), "threshold": ()}, where=path)
     state = {"W_enc": W_enc.T, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
     return build("batch_topk", state | _one(threshold), k=int(k), where=path)
 
@@ -194,14 +201,21 @@ def _one(threshold: Tensor) -> dict[str, Tensor]:
 
 
 def _jumprelu(tensors: dict[str, Tensor], path: Path) -> SAE:
-    W_enc, b, W_dec, b_dec, threshold = require(tensors, (*FOUR, "threshold"), where=path)
+    W_enc, b, W_dec, b_dec, threshold = require(tensors, FOUR | {"threshold": ("d_sae",)}, where=path)
     state = {"W_enc": W_enc.T, "b_enc": centred_bias(b, W_enc.T, b_dec), "W_dec": W_dec, "b_dec": b_dec}
     return build("jumprelu", state | {"threshold": threshold.clamp(min=0)}, k=1, where=path)
 
 
 def _gated(tensors: dict[str, Tensor], path: Path) -> SAE:
-    names = ("encoder.weight", "decoder.weight", "decoder_bias", "gate_bias", "mag_bias", "r_mag")
-    W_enc, decoder, b_dec, b_gate, b_mag, r_mag = require(tensors, names, where=path)
+    layout = {
+        "encoder.weight": ("d_sae", "d_in"),
+        "decoder.weight": ("d_in", "d_sae"),
+        "decoder_bias": ("d_in",),
+        "gate_bias": ("d_sae",),
+        "mag_bias": ("d_sae",),
+        "r_mag": ("d_sae",),
+    }
+    W_enc, decoder, b_dec, b_gate, b_mag, r_mag = require(tensors, layout, where=path)
     state = {
         "W_enc": W_enc,
         "W_dec": decoder.T,

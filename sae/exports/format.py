@@ -17,6 +17,9 @@ from sae.base import SAE
 from sae.checkpoint import write_atomically
 from sae.errors import CheckpointError
 
+Layout = Mapping[str, tuple[str, ...]]
+"""By name what a tensor's dimensions count, such as ("d_sae", "d_in"); () is a single number."""
+
 
 @dataclass(frozen=True)
 class Origin:
@@ -108,19 +111,54 @@ def as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {n: t.float() if t.is_floating_point() else t for n, t in tensors.items()}
 
 
-def require(tensors: Mapping[str, Tensor], names: tuple[str, ...], *, where: Path) -> list[Tensor]:
-    """Return the named tensors, which must be all there are.
+def require(tensors: Mapping[str, Tensor], layout: Layout, *, where: Path) -> list[Tensor]:
+    """Return the tensors of a layout, in its order; they must be all there are.
 
     Raises
     ------
     CheckpointError
-        Some are missing, or there are others, which would be ignored.
+        Some are missing, or there are others, which would be ignored; their sizes do not fit together; some hold
+        what is not finite.
     """
-    missing, others = set(names) - set(tensors), set(tensors) - set(names)
-    if missing or others:
+    if set(layout) != set(tensors):
         raise CheckpointError(
             f"{where} does not hold the tensors of its architecture",
             got=", ".join(sorted(tensors)),
-            expected=", ".join(names),
+            expected=", ".join(layout),
         )
-    return [tensors[name] for name in names]
+    if not _fit_together(tensors, layout):
+        raise CheckpointError(
+            f"the tensors in {where} do not fit together",
+            got=", ".join(f"{name} {list(tensors[name].shape)}" for name in layout),
+            expected=", ".join(f"{name} [{', '.join(axes)}]" for name, axes in layout.items()),
+        )
+    require_finite(tensors, where=where)
+    return [tensors[name] for name in layout]
+
+
+def _fit_together(tensors: Mapping[str, Tensor], layout: Layout) -> bool:
+    """Return whether all have the dimensions they should, and what these count is the same number everywhere, not 0."""
+    sizes: set[tuple[str, int]] = set()
+    for name, axes in layout.items():
+        tensor = tensors[name]
+        if tensor.ndim != len(axes) and (axes or tensor.numel() != 1):
+            return False
+        sizes.update(zip(axes, tensor.shape, strict=False))
+    return len(dict(sizes)) == len(sizes) and all(size for _, size in sizes)
+
+
+def require_finite(tensors: Mapping[str, Tensor], *, where: Path) -> None:
+    """Refuse tensors with NaN or infinity in them.
+
+    Raises
+    ------
+    CheckpointError
+        There are some.
+    """
+    wrong = [name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    if wrong:
+        raise CheckpointError(
+            f"{where} holds weights that are not finite",
+            got=f"NaN or infinity in {', '.join(wrong)}",
+            do="train it again",
+        )

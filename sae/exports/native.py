@@ -9,7 +9,7 @@ from sae.base import SAE
 from sae.checkpoint import CONFIG, WEIGHTS, load_sae, save_sae
 from sae.errors import CheckpointError
 
-from .format import Format, Origin
+from .format import Format, Origin, require_finite
 
 
 def write(sae: SAE, folder: Path, origin: Origin) -> None:
@@ -23,13 +23,14 @@ def read(folder: Path) -> SAE:
     Raises
     ------
     CheckpointError
-        It is damaged, or reads scaled activations.
+        It is damaged, its weights are not finite, or it reads scaled activations.
     """
     sae = load_sae(folder)
     if not sae.folded:
         raise CheckpointError(
             f"{folder} reads scaled activations", do="fold it first; training saves it folded"
         )
+    require_finite(sae.state_dict(), where=folder / WEIGHTS)
     return sae
 
 

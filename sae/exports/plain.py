@@ -13,7 +13,7 @@ from torch import Tensor
 import sae.architectures  # noqa: F401 - registers the kinds
 from sae.base import SAE, SAEConfig
 from sae.config import parse_config
-from sae.errors import CheckpointError, ConfigError
+from sae.errors import CheckpointError
 
 Rule = Literal["relu", "topk", "threshold", "gated"]
 
@@ -67,7 +67,18 @@ def centred_bias(
     return uncentred_bias(b, W_enc, -b_dec)
 
 
-def build(kind: str, state: Mapping[str, Tensor], *, k: int, where: Path) -> SAE:
+def with_unit_rows(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what reconstructs the same with unit rows of W_dec; a feature that writes nothing never fires."""
+    norms = torch.linalg.vector_norm(state["W_dec"], dim=1)
+    return {
+        **state,
+        "W_enc": state["W_enc"] * norms[:, None],
+        "b_enc": state["b_enc"] * norms,
+        "W_dec": state["W_dec"] / norms.clamp(min=torch.finfo(norms.dtype).tiny)[:, None],
+    }
+
+
+def build(kind: str, state: Mapping[str, Tensor], *, k: object, where: Path) -> SAE:
     """Return a dictionary of one of our kinds with the given state, which reads raw activations.
 
     Parameters
@@ -75,28 +86,25 @@ def build(kind: str, state: Mapping[str, Tensor], *, k: int, where: Path) -> SAE
     kind
         The kind.
     state
-        Every parameter and buffer that inference reads, both matrices with one row per feature.
+        Every parameter and buffer that inference reads, both matrices with one row per feature; see `require`.
     k
-        Active features per row; for kinds that do not choose by number, what is known of it.
+        Active features per row, as the library says it; for kinds that do not choose by number, what is known of it.
     where
         The file that the state is from, for messages.
 
     Raises
     ------
     CheckpointError
-        The tensors do not fit together.
+        k is no positive number.
     """
+    if not isinstance(k, int) or k < 1:
+        raise CheckpointError(f"{where.parent} is damaged", got=f"k {k!r}", expected="a positive number")
     d_sae, d_in = state["W_dec"].shape
-    try:
-        config = parse_config(
-            SAEConfig, {"kind": kind, "d_sae": d_sae, "k": max(1, min(k, d_sae))}, where=str(where)
-        )
-        sae = config.build(d_in, generator=torch.Generator())
-        # what only training reads keeps its initial value
-        whole = sae.state_dict() | {name: value.contiguous() for name, value in state.items()}
-        sae.load_state_dict(whole, assign=True)
-    except (ConfigError, RuntimeError) as error:
-        raise CheckpointError(f"the weights {where} do not fit together", got=str(error)) from error
+    config = parse_config(SAEConfig, {"kind": kind, "d_sae": d_sae, "k": min(k, d_sae)}, where=str(where))
+    sae = config.build(d_in, generator=torch.Generator())
+    # what only training reads keeps its initial value
+    whole = sae.state_dict() | {name: value.contiguous() for name, value in state.items()}
+    sae.load_state_dict(whole, assign=True)
     sae.folded = True
     return sae
 

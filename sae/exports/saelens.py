@@ -6,25 +6,24 @@ itself saves them for inference.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sae.base import SAE
 from sae.errors import CheckpointError
 
 from .format import Format, Origin, read_settings, read_tensors, require, write_settings, write_tensors
-from .plain import build, centred_bias, k_of, refusal, rule_of, thresholds
+from .plain import build, centred_bias, k_of, refusal, rule_of, thresholds, with_unit_rows
 
 SETTINGS, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 
 LEAST_VERSION = "6.0.0"
 """Names the layout of cfg.json: without it SAELens takes the file for one of an older layout."""
 
-FOUR = ("W_enc", "b_enc", "W_dec", "b_dec")
+FOUR = {"W_enc": ("d_in", "d_sae"), "b_enc": ("d_sae",), "W_dec": ("d_sae", "d_in"), "b_dec": ("d_in",)}
 ARCHITECTURES = {"relu": "standard", "topk": "topk", "threshold": "jumprelu", "gated": "gated"}
 
 
@@ -81,7 +80,7 @@ def read(folder: Path) -> SAE:
     Raises
     ------
     CheckpointError
-        It is damaged, of an architecture that cannot be expressed here, or normalises each row.
+        It is damaged, of an architecture that cannot be expressed here, or reads rescaled or normalised rows.
     """
     settings = _modern(read_settings(folder / SETTINGS))
     architecture, path = settings["architecture"], folder / WEIGHTS
@@ -98,10 +97,7 @@ def read(folder: Path) -> SAE:
             expected=", ".join(readers),
             do="a training checkpoint: save it with save_inference_model; another architecture: none",
         )
-    try:
-        return readers[architecture](tensors, settings, path)
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{folder / SETTINGS} is damaged", got=repr(error)) from error
+    return readers[architecture](tensors, settings, path)
 
 
 def _modern(settings: dict[str, Any]) -> dict[str, Any]:
@@ -114,47 +110,58 @@ def _modern(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refuse_normalisation(settings: Mapping[str, Any], path: Path) -> None:
-    # the average norm is folded into the weights when SAELens saves, and ignored when it loads
-    known = (None, False, True, "none", "expected_average_only_in")
-    if settings.get("normalize_activations") not in known:
+    normalises = settings.get("normalize_activations")
+    # SAELens folds the average norm into the weights at the end of training, and then says none
+    if normalises in (True, "expected_average_only_in"):
+        raise CheckpointError(
+            f"{path} reads rescaled activations",
+            got=f"normalize_activations {normalises}",
+            expected="none",
+            do="in SAELens, fold_activation_norm_scaling_factor(factor) and save_inference_model; import that",
+        )
+    if normalises not in (None, False, "none"):
         raise CheckpointError(
             f"{path} normalises every row by itself, which no folded dictionary does",
-            got=f"normalize_activations {settings['normalize_activations']}",
+            got=f"normalize_activations {normalises}",
             expected="none",
             do="normalise the rows before harvesting, or train without",
         )
 
 
-def _weights(tensors: dict[str, Tensor], settings: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
-    W_enc, b_enc, W_dec, b_dec = require(tensors, FOUR, where=path)
+def _weights(four: Sequence[Tensor], settings: Mapping[str, Any]) -> dict[str, Tensor]:
+    W_enc, b_enc, W_dec, b_dec = four
     if not settings["apply_b_dec_to_input"]:
         b_enc = centred_bias(b_enc, W_enc.T, b_dec)
     return {"W_enc": W_enc.T, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
 
 
 def _standard(tensors: dict[str, Tensor], settings: Mapping[str, Any], path: Path) -> SAE:
-    return build("relu", _weights(tensors, settings, path), k=1, where=path)
+    return build("relu", _weights(require(tensors, FOUR, where=path), settings), k=1, where=path)
 
 
 def _topk(tensors: dict[str, Tensor], settings: Mapping[str, Any], path: Path) -> SAE:
-    state = _weights(tensors, settings, path)
+    state = _weights(require(tensors, FOUR, where=path), settings)
     if settings.get("rescale_acts_by_decoder_norm", False):
-        norms = torch.linalg.vector_norm(state["W_dec"], dim=1)
-        state["W_enc"] = state["W_enc"] * norms[:, None]
-        state["b_enc"] = state["b_enc"] * norms
-        state["W_dec"] = state["W_dec"] / norms.clamp(min=1e-8)[:, None]
-    return build("topk", state, k=int(settings["k"]), where=path)
+        state = with_unit_rows(state)
+    return build("topk", state, k=settings.get("k"), where=path)
 
 
 def _jumprelu(tensors: dict[str, Tensor], settings: Mapping[str, Any], path: Path) -> SAE:
-    threshold = tensors.pop("threshold")
-    state = _weights(tensors, settings, path)
+    *four, threshold = require(tensors, FOUR | {"threshold": ("d_sae",)}, where=path)
+    state = _weights(four, settings)
     return build("jumprelu", state | {"threshold": threshold.clamp(min=0)}, k=1, where=path)
 
 
 def _gated(tensors: dict[str, Tensor], settings: Mapping[str, Any], path: Path) -> SAE:
-    names = ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag")
-    W_enc, W_dec, b_dec, b_gate, b_mag, r_mag = require(tensors, names, where=path)
+    layout = {
+        "W_enc": ("d_in", "d_sae"),
+        "W_dec": ("d_sae", "d_in"),
+        "b_dec": ("d_in",),
+        "b_gate": ("d_sae",),
+        "b_mag": ("d_sae",),
+        "r_mag": ("d_sae",),
+    }
+    W_enc, W_dec, b_dec, b_gate, b_mag, r_mag = require(tensors, layout, where=path)
     if not settings["apply_b_dec_to_input"]:
         b_gate = centred_bias(b_gate, W_enc.T, b_dec)
         b_mag = centred_bias(b_mag, W_enc.T * r_mag.exp()[:, None], b_dec)

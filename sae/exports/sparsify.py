@@ -11,7 +11,12 @@ from .format import Format, Origin, read_settings, read_tensors, require, write_
 from .plain import build, k_of, refusal, rule_of
 
 SETTINGS, WEIGHTS = "cfg.json", "sae.safetensors"
-TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
+LAYOUT = {
+    "encoder.weight": ("d_sae", "d_in"),
+    "encoder.bias": ("d_sae",),
+    "W_dec": ("d_sae", "d_in"),
+    "b_dec": ("d_in",),
+}
 
 
 def write(sae: SAE, folder: Path, origin: Origin) -> None:
@@ -44,7 +49,7 @@ def write(sae: SAE, folder: Path, origin: Origin) -> None:
         "hookpoint": origin.hook or None,
         "ctx_len": origin.context,
     }
-    tensors = zip(TENSORS, (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), strict=True)
+    tensors = zip(LAYOUT, (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec), strict=True)
     write_tensors(folder / WEIGHTS, dict(tensors))
     write_settings(folder / SETTINGS, settings)
 
@@ -67,11 +72,9 @@ def read(folder: Path) -> SAE:
             got=", ".join(unusual),
             expected="activation topk, without transcode and skip_connection",
         )
-    k = settings.get("k", 32)
-    if not isinstance(k, int) or k < 1:
-        raise CheckpointError(f"{folder / SETTINGS} is damaged", got=f"k {k!r}", expected="a positive number")
-    W_enc, b_enc, W_dec, b_dec = require(read_tensors(path), TENSORS, where=path)
-    return build("topk", {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}, k=k, where=path)
+    W_enc, b_enc, W_dec, b_dec = require(read_tensors(path), LAYOUT, where=path)
+    state = {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+    return build("topk", state, k=settings.get("k", 32), where=path)
 
 
 FORMAT = Format("sparsify", (SETTINGS, WEIGHTS), write, read)

@@ -375,6 +375,20 @@ def test_a_dictionary_goes_out_and_comes_back_with_the_same_labels(finished, com
         (["run", "{config}", "sae.kind=gated"], ["gated dictionaries are not trained here"]),
         (["run", "{config}", "sae.k=49"], ["sae.k = 49 exceeds sae.d_sae = 48"]),
         (["run", "{config}", "dictionary.path=x"], ["takes the place of sae and train"]),
+        (
+            ["run", "{config}", "sae=null", "train=null", "dictionary.path=x"],
+            ["no dictionary", "in x", "ae.pt"],
+        ),
+        (["run", "{config}", "sae.kind=temporal"], ["sae.kind=temporal", "harvest.run_length"]),
+        (["train", "{config}", "sae.kind=temporal", "--plan", "--d-in", "16"], ["harvest.run_length"]),
+        (
+            ["run", "{config}", "sweep=[{{sae.k: 3}}, {{sae.kind: temporal}}]"],
+            ["sae.kind=temporal", "harvest.run_length"],
+        ),
+        (
+            ["run", "{config}", "sweep=[{{sae.kind: temporal}}]", "harvest.run_length=3"],
+            ["sae.kind=temporal", "a run of its own"],
+        ),
         (["run", "{config}", "sae=null", "train=null"], ["needs train, or a dictionary"]),
     ],
 )

@@ -35,7 +35,7 @@ class SaeLens:
         return z, sae.decode(z)
 
     def make(self, folder: Path):
-        from sae_lens import SAE
+        from sae_lens import SAE, TopKTrainingSAE, TopKTrainingSAEConfig
         from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 
         common = {"d_in": D_IN, "d_sae": D_SAE, "dtype": "float32", "device": "cpu", "metadata": {}}
@@ -54,6 +54,10 @@ class SaeLens:
         trained = randomised(BatchTopKTrainingSAE(BatchTopKTrainingSAEConfig(**sizes, k=K)))
         trained.topk_threshold.fill_(0.3)
         trained.save_inference_model(folder / "batchtopk")
+        rescaled = {"k": K, "normalize_activations": "expected_average_only_in"}
+        trained = randomised(TopKTrainingSAE(TopKTrainingSAEConfig(**sizes, **rescaled)))
+        trained.fold_activation_norm_scaling_factor(0.05)
+        trained.save_inference_model(folder / "topk_folded")
 
 
 class DictionaryLearning:

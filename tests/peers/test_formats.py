@@ -29,6 +29,7 @@ THEIRS = {
         "standard_uncentred": "relu",
         "topk": "topk",
         "topk_rescaled": "topk",
+        "topk_folded": "topk",
         "jumprelu": "jumprelu",
         "batchtopk": "jumprelu",
         "gated": "gated",

@@ -125,6 +125,20 @@ def test_coherence_is_the_largest_cosine_with_another():
     expected = [1, 1, 0.5**0.5, 0.5**0.5]
     assert coherence(W).tolist() == pytest.approx(expected)
     assert coherence(W, rows_at_once=3).tolist() == pytest.approx(expected)
+    assert coherence(torch.zeros(2, 3)).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_coherence_is_computed_in_float32_and_leaves_the_directions_alone(dtype):
+    W = torch.from_numpy(np.random.default_rng(0).standard_normal((50, 6))).to(dtype)
+    before = W.clone()
+    unit = W.double().numpy() / np.linalg.norm(W.double().numpy(), axis=1, keepdims=True)
+    cosines = np.abs(unit @ unit.T)
+    np.fill_diagonal(cosines, 0)
+    found = coherence(W, rows_at_once=7)
+    assert found.dtype == torch.float32
+    assert found.tolist() == pytest.approx(cosines.max(1).tolist(), rel=1e-5)
+    assert torch.equal(W, before)
 
 
 def test_dead_is_silence_of_at_least_the_window():

@@ -1,5 +1,7 @@
 """Next-token loss and KL of a real causal model, against its documents read one by one."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from activations_cache.sources.text import TextSourceConfig
 from activations_cache.splits import SPLITS
 from sae.baselines import fit_baseline
 from sae.world import World
-from train.language import evaluate_language
+from train.language import evaluate_language, resample_means
 
 WORDS = ["a", "debt", "is", "what", "one", "owes", "and", "pays", "late", "or", "not", "at", "all"]
 HOOK, D = "model.layers.0", 16
@@ -100,3 +102,23 @@ def test_packed_documents_predict_nothing_of_one_another(folder):
     # a sequence may end between two tokens of a document, and only there a prediction is lost
     assert one["tokens"] - 60 * 20 // 32 <= other["tokens"] <= one["tokens"]
     assert other["change"]["spliced"]["kl"][0] < 1e-5
+
+
+def test_means_over_samples_are_those_of_documents_repeated_and_one_sample_is_held_at_a_time():
+    rng = np.random.default_rng(0)
+    n = 5000
+    tokens, sums = (
+        rng.integers(1, 9, n).astype(float),
+        {"model": rng.random((2, n)), "zero": rng.random((2, n))},
+    )
+    tracemalloc.start()
+    found = resample_means(sums, tokens, n_bootstrap=100, seed=3)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20 * tokens.nbytes
+    philox = np.random.Generator(np.random.Philox(3))
+    drawn = [np.arange(n), *(philox.integers(0, n, n) for _ in range(100))]
+    for name, total in sums.items():
+        for i, measure in enumerate(("loss", "kl")):
+            expected = [total[i, chosen].sum() / tokens[chosen].sum() for chosen in drawn]
+            np.testing.assert_allclose(found[name][measure], expected, rtol=1e-12)

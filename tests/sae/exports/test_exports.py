@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from sae.base import SAEConfig
 from sae.checkpoint import save_sae, write_atomically
@@ -211,12 +213,20 @@ def test_what_is_no_dictionary_is_refused(tmp_path):
     ("format_", "change", "says"),
     [
         ("saelens", {"normalize_activations": "layer_norm"}, "normalises every row"),
+        (
+            "saelens",
+            {"normalize_activations": "expected_average_only_in"},
+            "(?s)rescaled.*fold_activation_norm",
+        ),
+        ("saelens", {"normalize_activations": True}, "(?s)rescaled.*fold_activation_norm"),
         ("saelens", {"architecture": "transcoder"}, "transcoder"),
         ("saelens", {"k": None}, "damaged"),
+        ("saelens", {"k": 0}, "(?s)damaged.*k 0"),
         ("sparsify", {"transcode": True}, "transcode"),
         ("sparsify", {"skip_connection": True}, "skip_connection"),
         ("sparsify", {"activation": "groupmax"}, "groupmax"),
         ("sparsify", {"k": "many"}, "'many'"),
+        ("sparsify", {"k": 0}, "k 0"),
         ("dictionary_learning", {"trainer": {"dict_class": "CrossCoder"}}, "CrossCoder"),
         ("dictionary_learning", {"trainer": None}, "dict_class None"),
     ],
@@ -241,3 +251,105 @@ def test_damage_is_found(format_, tmp_path):
     settings.write_text("{")
     with pytest.raises(CheckpointError, match=settings.name):
         load(tmp_path)
+
+
+def rewrite(folder, format_, change):
+    """Put other tensors in the place of an export's own."""
+    path = folder / FORMATS[format_].files[1]
+    tensors = torch.load(path, weights_only=True) if path.suffix == ".pt" else load_file(path)
+    changed = {name: value.contiguous() for name, value in (tensors | change(tensors)).items()}
+    if path.suffix == ".pt":
+        torch.save(changed, path)
+    else:
+        save_file(changed, path)
+
+
+OTHERS = [
+    ("saelens", "topk", "W_dec"),
+    ("saelens", "jumprelu", "W_dec"),
+    ("saelens", "gated", "W_dec"),
+    ("sparsify", "topk", "W_dec"),
+    ("dictionary_learning", "topk", "decoder.weight"),
+    ("dictionary_learning", "relu", "decoder.weight"),
+    ("dictionary_learning", "jumprelu", "W_dec"),
+]
+
+
+@pytest.mark.parametrize(("format_", "kind", "decoder"), OTHERS)
+def test_tensors_that_do_not_fit_together_are_said_to(format_, kind, decoder, tmp_path):
+    export(build(kind), tmp_path / "whole", format_, origin=ORIGIN)
+    if format_ == "saelens":
+        # biases are converted then, before there is a dictionary
+        path = tmp_path / "whole" / "cfg.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"apply_b_dec_to_input": False}))
+    weights = FORMATS[format_].files[1]
+    for wrong in (lambda t: t[0], lambda t: t[:, 1:], lambda t: t[1:], lambda t: t[:0]):
+        out = shutil.copytree(tmp_path / "whole", tmp_path / "changed", dirs_exist_ok=True)
+        rewrite(out, format_, lambda tensors, wrong=wrong: {decoder: wrong(tensors[decoder])})
+        with pytest.raises(CheckpointError, match=rf"(?s){weights} do not fit together.*{decoder} \["):
+            load(out)
+
+
+def test_one_threshold_is_one_number(tmp_path):
+    export(build("batch_topk"), tmp_path, "dictionary_learning", origin=ORIGIN)
+    rewrite(tmp_path, "dictionary_learning", lambda tensors: {"threshold": torch.ones(1)})
+    assert float(load(tmp_path).threshold) == 1
+    rewrite(tmp_path, "dictionary_learning", lambda tensors: {"threshold": torch.ones(2)})
+    with pytest.raises(CheckpointError, match="do not fit together"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+@pytest.mark.parametrize(("format_", "kind", "decoder"), OTHERS)
+def test_weights_that_are_not_finite_are_named(format_, kind, decoder, value, tmp_path):
+    export(build(kind), tmp_path, format_, origin=ORIGIN)
+
+    def spoil(tensors):
+        spoilt = tensors[decoder].clone()
+        spoilt[1, 2] = value
+        return {decoder: spoilt}
+
+    rewrite(tmp_path, format_, spoil)
+    with pytest.raises(CheckpointError, match=rf"(?s)not finite.*in {decoder}\n"):
+        load(tmp_path)
+
+
+def test_weights_of_our_own_that_are_not_finite_are_named(tmp_path):
+    sae = build("topk")
+    sae.b_enc.data[3] = float("inf")
+    save_sae(sae, tmp_path)
+    with pytest.raises(CheckpointError, match=r"(?s)not finite.*in b_enc\n"):
+        load(tmp_path)
+
+
+def test_features_that_write_nothing_fall_silent_and_short_rows_count(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    W_enc, decoder = torch.randn(2, D_SAE, D_IN, generator=generator)
+    decoder[2], decoder[5] = 0, decoder[5] * 1e-12
+    W_enc[5] *= 1e12
+    b_enc, b_dec = torch.randn(D_SAE, generator=generator), torch.randn(D_IN, generator=generator)
+    tensors = {"encoder.weight": W_enc, "encoder.bias": b_enc, "decoder.weight": decoder.T, "bias": b_dec}
+    torch.save(tensors, tmp_path / "ae.pt")
+    (tmp_path / "config.json").write_text(json.dumps({"trainer": {"dict_class": "AutoEncoder"}}))
+    sae, x = load(tmp_path), rows()
+    codes = sae.encode(x)
+    z = ((x - b_dec).double() @ W_enc.double().T + b_enc.double()).clamp(min=0)
+    expected = z @ decoder.double() + b_dec
+    torch.testing.assert_close(sae.decode(codes).double(), expected, rtol=1e-4, atol=1e-3)
+    assert int((codes.features == 2).sum()) == 0 and int((codes.features == 5).sum()) > 0
+    assert all(bool(p.isfinite().all()) for p in sae.parameters())
+
+
+def test_topk_by_the_norm_of_the_decoder_with_rows_of_no_length(tmp_path):
+    export(build("topk"), tmp_path, "saelens", origin=ORIGIN)
+    path = tmp_path / "cfg.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"rescale_acts_by_decoder_norm": True}))
+    norms = torch.linspace(0, 3, D_SAE)
+    rewrite(tmp_path, "saelens", lambda tensors: {"W_dec": norms[:, None] * tensors["W_dec"]})
+    theirs, x = load_file(tmp_path / "sae_weights.safetensors"), rows()
+    codes = load(tmp_path).encode(x).to_dense(D_SAE)
+    norms = theirs["W_dec"].norm(dim=1)
+    z = ((x - theirs["b_dec"]) @ theirs["W_enc"] + theirs["b_enc"]) * norms
+    kept = torch.zeros_like(z).scatter(1, z.topk(K).indices, z.topk(K).values).clamp(min=0)
+    torch.testing.assert_close(codes, kept, rtol=1e-4, atol=1e-3)
+    assert bool((codes[:, 0] == 0).all())
