@@ -12,13 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from sae.errors import UserError
-
+from .failures import USAGE, told
 from .interruption import Interruption
 
 EXPORTS = ("native", "saelens", "dictionary_learning", "sparsify")
 MACHINES = ("here", "a100", "h100", "h200")
-USAGE = 2
 TAKEN_SIGNALS = ("Query interrupted", "KeyboardInterrupt: ")
 """What DuckDB's errors say, of various types, where a signal came during one of its calls or of what these read."""
 
@@ -33,6 +31,7 @@ def _guarded(argv: Sequence[str] | None) -> int:
     interruption = Interruption()
     try:
         _handle_signals(interruption)
+        sys.unraisablehook = interruption.dropped
         try:
             arguments = _parser().parse_args(argv)
             _quiet()
@@ -40,20 +39,20 @@ def _guarded(argv: Sequence[str] | None) -> int:
         finally:
             # what has ended has ended: a late signal must not change its code, nor break what runs at exit
             _handle_signals(signal.SIG_IGN)
+            sys.unraisablehook = interruption.before
     except KeyboardInterrupt as stop:
         return _interrupted(stop.args[0] if stop.args else signal.SIGINT)
-    except BrokenPipeError:
-        # the reader of our output has gone, such as `assay inspect RUN | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except Exception as error:
         if interruption.number is not None and any(words in str(error) for words in TAKEN_SIGNALS):
             return _interrupted(interruption.number)
-        if not isinstance(error, UserError):
+        known = told(error)
+        if known is None:
             raise
+        message, code = known
         rank = int(os.environ.get("RANK", "0"))
         who = f"assay, rank {rank}" if rank else "assay"
-        print(f"{who}: {error}", file=sys.stderr)  # noqa: T201 - the one message of a wrong input
-        return USAGE
+        print(f"{who}: {message}", file=sys.stderr)  # noqa: T201 - the one message of what the user can mend
+        return code
     return 0
 
 
@@ -245,7 +244,7 @@ def _report(arguments: argparse.Namespace) -> None:
         arguments.folder / "labels",
         arguments.out or arguments.folder / "report",
         run=run,
-        evaluation=json.loads(evaluation.read_text()) if evaluation.is_file() else None,
+        evaluation=json.loads(evaluation.read_text(encoding="utf-8")) if evaluation.is_file() else None,
         hash_ids=arguments.hash_ids,
     )
     Console().say(f"pages in {out}; open {out / 'index.html'}")
@@ -259,12 +258,10 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _erase(arguments: argparse.Namespace) -> None:
-    from activations_cache.erase import erase_listed
-
     from .console import Console
+    from .erase import erase_people
 
-    report = erase_listed(arguments.store, arguments.entities, column=arguments.column)
-    Console().say(f"{report.text}; check it with `assay inspect {arguments.store} --verify`")
+    Console().say(erase_people(arguments.store, arguments.entities, column=arguments.column))
 
 
 def _quiet() -> None:

@@ -19,7 +19,7 @@ from activations_cache.sources.base import SourceConfig
 from activations_cache.sources.panel import PanelSourceConfig
 from label.config import ConceptsConfig, LabelConfig
 from sae.base import SAEConfig
-from sae.config import Config
+from sae.config import Config, Seed
 from sae.errors import ConfigError
 from train.fidelity import EvaluateConfig
 from train.imported import ImportConfig
@@ -37,8 +37,8 @@ class RunConfig(Config):
     """Name of the run, for people."""
     out: Path
     """The run folder."""
-    seed: int = Field(default=0, ge=0)
-    """Initialisation, order, generators; never the split."""
+    seed: Seed = 0
+    """Initialisation, order, generators, below 2^32; never the split."""
     device: str = "auto"
     """Where tensors live: auto, cpu, cuda, cuda:1, mps."""
     reference: ReferenceConfig | None = None

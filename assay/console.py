@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
@@ -30,6 +30,15 @@ class Bar(Protocol):
         ...
 
 
+class _Screen(rich.console.Console):
+    """Rich's console, with which a command goes on in silence once the reader of its output has gone."""
+
+    def on_broken_pipe(self) -> None:
+        """Turn to /dev/null, as rich does, and do not exit as it does."""
+        with suppress(SystemExit):
+            super().on_broken_pipe()
+
+
 class Console:
     """Writes to the terminal, or plain lines where there is none.
 
@@ -40,10 +49,10 @@ class Console:
     """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self.rich = rich.console.Console(highlight=False, quiet=quiet)
+        self.rich = _Screen(highlight=False, quiet=quiet)
         if not self.rich.is_terminal:
             # files and pipes have no width of their own
-            self.rich = rich.console.Console(highlight=False, width=160, quiet=quiet)
+            self.rich = _Screen(highlight=False, width=160, quiet=quiet)
 
     def print(self, *what: object) -> None:
         """Print anything that rich can render, brackets in a text being markup."""

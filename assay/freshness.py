@@ -26,7 +26,7 @@ def read_record(path: Path) -> dict[str, Any]:
         It cannot be read, or is no record of a run.
     """
     try:
-        data = json.loads(path.read_text())
+        data = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(data["stages"], dict):
             raise TypeError("its stages are no mapping")
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -68,7 +68,7 @@ class RunRecord:
     def write(self) -> None:
         """Write run.json beside itself and rename."""
         part = self.path.with_name(".run.json.part")
-        with part.open("w") as file:
+        with part.open("w", encoding="utf-8") as file:
             json.dump(self.data, file, indent=1)
             file.flush()
             os.fsync(file.fileno())
@@ -137,17 +137,18 @@ def run_lock(folder: Path) -> Iterator[None]:
     Raises
     ------
     UserError
-        Another process works in it.
+        It cannot be written, or another process works in it.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("w")
     except OSError as error:
         raise UserError(
             f"{folder} cannot be a run folder",
             got=error.strerror or str(error),
             do="name another one (out=DIR)",
         ) from error
-    with (folder / ".lock").open("w") as file:
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from types import FrameType
@@ -10,6 +11,8 @@ from types import FrameType
 _ECHO_SECONDS = 3.0
 _AGAIN_SECONDS = 0.05
 _HELD_SECONDS = 10.0
+_CALLBACKS = "llvmlite/binding/executionengine.py"
+"""Where LLVM calls Python, by ctypes: numba's compiled code goes through there, and what is raised is dropped."""
 
 
 class Interruption:
@@ -18,15 +21,18 @@ class Interruption:
     A signal soon after another is left out: torchrun sends its own after the terminal's, and it must not break
     the saving that the first one began.
 
-    During an import or a `__del__` the signal is sent again a moment later, for at most ten seconds: a module left
-    half imported fails in ways that name no interruption (a RuntimeError of `__set_name__`, endless recursion in
-    numpy's lazy modules), and Python prints and drops what `__del__` raises.
+    During an import, a `__del__` or a callback of LLVM the signal is sent again a moment later, for at most ten
+    seconds: a module left half imported fails in ways that name no interruption (a RuntimeError of `__set_name__`,
+    endless recursion in numpy's lazy modules), and Python prints and drops what `__del__` and callbacks raise. Nothing
+    tells a frame that C called, so where one of other callbacks drops the KeyboardInterrupt, `dropped`, as
+    `sys.unraisablehook`, has it raised again.
     """
 
     def __init__(self) -> None:
         self._raised = float("-inf")
         self._held: float | None = None
         self.number: int | None = None
+        self.before = sys.unraisablehook
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Raise, or have the signal sent again where raising would break what runs."""
@@ -34,9 +40,7 @@ class Interruption:
         if self._held is None:
             self._held = now
         if _would_break(frame) and now - self._held < _HELD_SECONDS:
-            again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
+            _send_again(number)
             return
         self._held = None
         before, self._raised = self._raised, now
@@ -44,11 +48,28 @@ class Interruption:
         if now - before > _ECHO_SECONDS:
             raise KeyboardInterrupt(number)
 
+    def dropped(self, unraisable: sys.UnraisableHookArgs) -> None:
+        """Have the signal sent again where Python had to drop its KeyboardInterrupt."""
+        stop = unraisable.exc_value
+        if not isinstance(stop, KeyboardInterrupt) or not stop.args:
+            self.before(unraisable)
+            return
+        self._raised = float("-inf")
+        _send_again(stop.args[0])
+
+
+def _send_again(number: int) -> None:
+    again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+
 
 def _would_break(frame: FrameType | None) -> bool:
     while frame is not None:
         code = frame.f_code
         if code.co_name == "__del__" or code.co_filename.startswith("<frozen importlib"):
+            return True
+        if code.co_filename.endswith(_CALLBACKS):
             return True
         frame = frame.f_back
     return False

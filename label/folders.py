@@ -63,7 +63,7 @@ def check_place(out: Path, marker: str, kind: str) -> None:
         raise ConfigError(f"{out} is a file", expected=f"a folder for the {kind}", do="choose another place")
     if (out / marker).is_file():
         try:
-            if json.loads((out / marker).read_text()).get("kind") == kind:
+            if json.loads((out / marker).read_text(encoding="utf-8")).get("kind") == kind:
                 return
         except (ValueError, AttributeError):
             pass

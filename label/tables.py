@@ -227,7 +227,7 @@ def read_summary(folder: Path) -> dict[str, Any]:
         There is none.
     """
     try:
-        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+        summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ConfigError(
             f"there are no labels in {folder}",

@@ -73,8 +73,8 @@ class SAEConfig(Family):
     """Whether its losses need `Batch.follows`, and with it rows in the order of their entities."""
 
     kind: str = "batch_topk"
-    d_sae: int = Field(gt=0)
-    """Number of features; a run's configuration may say `auto`: what the harvested rows support."""
+    d_sae: int = Field(gt=0, le=2**24)
+    """Number of features, at most 16,777,216; a run's configuration may say `auto`: what the harvested rows support."""
     k: int = Field(gt=0)
     """Active features per row, on average or exactly, depending on the kind; `auto` likewise."""
     k_aux: PositiveInt | Literal["auto"] = Field("auto")

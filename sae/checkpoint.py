@@ -107,7 +107,7 @@ def read_header(folder: Path) -> dict[str, Any]:
     """
     path = folder / CONFIG
     try:
-        header = json.loads(path.read_text())
+        header = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(
             f"no readable dictionary in {folder}", got=str(error), expected=f"{CONFIG} and {WEIGHTS}"

@@ -7,20 +7,46 @@ import hashlib
 import json
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ModelWrapValidatorHandler, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from .errors import ConfigError
 
 ConfigT = TypeVar("ConfigT", bound="Config")
 
+SEEDS = range(2**32)
+"""What scikit-learn takes; torch and NumPy take more, so whatever is derived from one of these is a seed to them."""
+
+Seed = Annotated[int, Field(ge=SEEDS.start, lt=SEEDS.stop)]
+
 
 class Config(BaseModel):
     """A frozen section of the configuration; the sentence under each field says what it is for."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_switch(cls, value: Any, info: ValidationInfo) -> Any:
+        """Refuse true and false as the numbers 1 and 0."""
+        assert info.field_name is not None
+        values = value if isinstance(value, list | tuple) else [value]
+        if any(isinstance(v, bool) for v in values) and not _may_be_switch(
+            cls.model_fields[info.field_name].annotation
+        ):
+            raise ValueError("should be neither true nor false, as which YAML also reads yes, no, on and off")
+        return value
 
     def to_dict(self) -> dict[str, Any]:
         """Return the section as plain JSON values, defaults included."""
@@ -64,6 +90,10 @@ class Family(Config):
         return member.model_validate(value)  # type: ignore[return-value]
 
 
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises: a ValueError where the text is not UTF-8 or a date is none, such as 2020-06-31."""
+
+
 class PlainLoader(yaml.SafeLoader):
     """`yaml.SafeLoader` that refuses a key that is there twice, of which the last would count."""
 
@@ -92,16 +122,18 @@ def load_config(cls: type[ConfigT], path: Path, overrides: Sequence[str] = ()) -
     Raises
     ------
     ConfigError
-        The file is missing or not a YAML mapping, an override has no `=`, or any key is unknown, missing
-        or of the wrong type; all such problems are listed with their path.
+        The file is missing, cannot be read or is no YAML mapping, an override has no `=`, or any key is unknown,
+        missing or of the wrong type; all such problems are listed with their path.
     """
     try:
-        tree = yaml.load(path.read_text(), Loader=PlainLoader)
+        tree = yaml.load(path.read_text(encoding="utf-8"), Loader=PlainLoader)
     except FileNotFoundError as error:
         raise ConfigError(
             f"no configuration file at {path}", do="check the path; examples are in configs/"
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read", got=error.strerror or str(error)) from error
+    except NOT_YAML as error:
         raise ConfigError(f"{path} cannot be read as YAML", got=" ".join(str(error).split())) from error
     if not isinstance(tree, dict):
         raise ConfigError(
@@ -135,9 +167,17 @@ def _apply(tree: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {name} is a value, not a section", got=repr(child))
         node = child
     try:
-        node[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"cannot read the value of the override {override!r}") from error
+        node[last] = yaml.load(text, Loader=PlainLoader)
+    except NOT_YAML as error:
+        raise ConfigError(
+            f"cannot read the value of the override {override!r}", got=" ".join(str(error).split())
+        ) from error
+
+
+def _may_be_switch(annotation: Any) -> bool:
+    if annotation is bool or annotation is Any:
+        return True
+    return get_origin(annotation) is not Literal and any(map(_may_be_switch, get_args(annotation)))
 
 
 def _describe(problem: Any, cls: type[Config]) -> str:

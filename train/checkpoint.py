@@ -236,7 +236,7 @@ def _write(path: Path, tensors: Mapping[str, Tensor]) -> str:
 
 def _read_index(place: Path) -> dict[str, Any]:
     try:
-        index = json.loads((place / INDEX).read_text())
+        index = json.loads((place / INDEX).read_text(encoding="utf-8"))
         if index["format_version"] != FORMAT_VERSION:
             raise ValueError(f"format_version {index['format_version']}")
     except (OSError, ValueError, KeyError, TypeError) as error:

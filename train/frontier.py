@@ -113,7 +113,7 @@ def write_sweep(points: Sequence[Point], split: str, path: Path) -> None:
 
 def read_sweep(path: Path) -> tuple[list[Point], str]:
     """Return what `write_sweep` wrote: the dictionaries, and the split that they were measured on."""
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text(encoding="utf-8"))
     # null is what JSON has for a figure that is not defined
     rows: list[list[Any]] = [
         [math.nan if row[name] is None else row[name] for name in Point._fields] for row in found["members"]
@@ -126,7 +126,9 @@ def own_seconds(metrics: Path) -> float:
 
     What an interrupted run did after its last record is not in it.
     """
-    return float(sum(json.loads(line)["step_seconds"] for line in metrics.read_text().splitlines()))
+    return float(
+        sum(json.loads(line)["step_seconds"] for line in metrics.read_text(encoding="utf-8").splitlines())
+    )
 
 
 def _finite(points: Sequence[Point]) -> list[Point]:

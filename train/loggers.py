@@ -37,7 +37,7 @@ class MetricsFile:
 
     def __init__(self, path: Path, *, step: int) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         kept = [line for line in lines if _step_of(line) <= step]
         path.write_text("".join(f"{line}\n" for line in kept))
         self._file = path.open("a", buffering=1)

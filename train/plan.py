@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -80,8 +80,8 @@ class TrainConfig(Config):
     """Which hook of the store to train on; needed only where several were harvested."""
     rows: int | Auto = Field("auto")
     """Rows to train on, repeating the split as often as it takes; auto = 25,000 d_sae / k, at least 0.5M."""
-    batch_size: int | Auto = Field("auto")
-    """Rows of a step over all processes; auto = 256, doubled up to 4096 while 8192 steps remain."""
+    batch_size: Annotated[int, Field(le=2**24)] | Auto = Field("auto")
+    """Rows of a step over all processes, at most 16,777,216; auto = 256, doubled up to 4096 while 8192 steps remain."""
     lr: float | Auto = Field("auto")
     """Peak learning rate of Adam; auto falls with the root of d_sae and rises with that of the batch."""
     warmup: float = Field(0.02, ge=0, le=1)

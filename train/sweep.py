@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sae.base import SAEConfig
-from sae.config import parse_config
+from sae.config import SEEDS, parse_config
 from sae.errors import ConfigError
 
 from .plan import TrainConfig, make_plan
@@ -119,8 +119,8 @@ def _override(base: Member, overrides: Mapping[str, Any], *, where: str) -> Memb
             expected="sae.NAME, train.lr, seed",
         )
     seed = overrides.get("seed", base.seed)
-    if type(seed) is not int or seed < 0:
-        raise ConfigError(f"{where}: seed is no number from 0", got=repr(seed))
+    if type(seed) is not int or seed not in SEEDS:
+        raise ConfigError(f"{where}: seed is no number from 0 to {SEEDS[-1]}", got=repr(seed))
     changed = {key.removeprefix("sae."): v for key, v in overrides.items() if key.startswith("sae.")}
     sae = parse_config(SAEConfig, {**_kept(base.sae, changed), **changed}, where=f"{where}, section sae")
     lr = overrides.get("train.lr", base.train.lr)

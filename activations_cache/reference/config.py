@@ -6,7 +6,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from sae.config import Config
+from sae.config import Config, Seed
 
 OUTCOME_MONTHS = 12
 
@@ -18,8 +18,8 @@ class ReferenceConfig(Config):
     """Entities in the panel; 20,000 over 24 months are about 360,000 rows."""
     months: int = Field(24, ge=6, le=600)
     """Calendar months shown; t runs from 0 (a January) to months - 1."""
-    seed: int = Field(0, ge=0)
-    """Seed of every draw; entity k has the same values whatever the number of entities."""
+    seed: Seed = 0
+    """Seed of every draw, below 2^32; entity k has the same values whatever the number of entities."""
     world: Literal[0, 1, 2, 3] = 0
     """The protected attribute does 0 nothing, 1 lowers income, 2 inflates inquiries, 3 raises the hazard."""
     book: Literal["performing", "all"] = "performing"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from activations_cache.inputs import PanelAdapter
 from activations_cache.models import ModelConfig
@@ -37,6 +37,12 @@ class ModelShape(ModelConfig):
     """Knots of each column's piecewise linear code."""
     max_positions: int = Field(default=512, ge=1)
     """Longest history whose positions are told apart."""
+
+    @model_validator(mode="after")
+    def _heads_are_even(self) -> Self:
+        if self.d_model % self.n_heads:
+            raise ValueError(f"n_heads = {self.n_heads} does not divide d_model = {self.d_model}")
+        return self
 
     def load(self, fitted: Path | None) -> CreditTransformer:
         """Load what the run fitted."""

@@ -14,6 +14,7 @@ from pydantic import Field
 from safetensors.numpy import save_file
 
 from activations_cache.splits import SplitConfig
+from sae.config import Seed
 from sae.world import World
 
 from .base import ActivationBatch, ActivationSource, HarvestInputs, SourceConfig
@@ -45,8 +46,8 @@ class SyntheticSourceConfig(SourceConfig):
     """Correlation of a concept between adjacent rows of an entity."""
     noise: float = Field(default=0.05, ge=0)
     """Standard deviation of the noise in each dimension; active directions have sizes 1 to 2."""
-    seed: int = 0
-    """Seed of directions, concepts and noise."""
+    seed: Seed = 0
+    """Seed of directions, concepts and noise, below 2^32."""
     split: SplitConfig = SplitConfig()
     """How entities are divided."""
 

@@ -16,7 +16,7 @@ def make_labels(context: Context, out: Path) -> None:
     """Label every feature."""
     config, folder = context.config, context.folder
     assert config.label is not None
-    record = json.loads((folder / "concepts" / "concepts.json").read_text())
+    record = json.loads((folder / "concepts" / "concepts.json").read_text(encoding="utf-8"))
     twin = folder / "twin"
     has_twin = config.twin and config.fits_model and config.train is not None
     inputs = LabelInputs(
@@ -52,14 +52,14 @@ def make_report(context: Context, out: Path) -> None:
     write_report(
         context.folder / "labels",
         out,
-        run=json.loads((context.folder / "run.json").read_text()),
+        run=json.loads((context.folder / "run.json").read_text(encoding="utf-8")),
         evaluation=_evaluation(context),
     )
 
 
 def _evaluation(context: Context) -> dict[str, Any] | None:
     path = context.folder / "sae" / context.dictionary / "evaluation.json"
-    return json.loads(path.read_text()) if path.is_file() else None
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _fidelity(context: Context) -> dict[str, Any]:

@@ -47,7 +47,7 @@ def settle_sizes(config: RunConfig, file: Path) -> RunConfig:
         Other settings do not go with the numbers.
     """
     try:
-        found = json.loads(file.read_text())
+        found = json.loads(file.read_text(encoding="utf-8"))
         version, d_sae, k = found["format_version"], int(found["d_sae"]), int(found["k"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{file} is damaged", got=repr(error), do="remove it; it is made anew") from error

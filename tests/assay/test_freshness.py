@@ -12,7 +12,9 @@ import pytest
 
 from activations_cache.models import ModuleConfig, named_files
 from activations_cache.sources.tensors import TensorsSourceConfig
-from assay.freshness import changes
+from activations_cache.store import ActivationStore
+from assay.freshness import changes, run_lock
+from sae.errors import UserError
 
 CONFIG = """
 name: parts
@@ -75,6 +77,35 @@ def test_what_was_erased_since_makes_everything_after_the_store_anew(command, tm
     assert code == 0, error
     assert "harvest is fresh" in said and "train again, because harvest, amended" in said
     assert "train is fresh" in command(*given, cwd=tmp_path)[1]
+
+
+def test_who_was_erased_comes_back_with_no_other_settings(command, tmp_path):
+    rng = np.random.default_rng(0)
+
+    def write(people: list[str]) -> None:
+        np.save(tmp_path / "x.npy", rng.standard_normal((2 * len(people), 4), dtype=np.float32))
+        who = pa.table({"entity": [p for p in people for _ in range(2)], "time": [0, 1] * len(people)})
+        pq.write_table(who, tmp_path / "who.parquet")
+
+    people = [f"E{i}" for i in range(100)]
+    write(people)
+    (tmp_path / "config.yaml").write_text(CONFIG.format(folder=tmp_path).replace("/*/part-0.npy", "/x.npy"))
+    given = ("harvest", tmp_path / "config.yaml", f"source.coordinates.path={tmp_path / 'who.parquet'}")
+    assert command(*given, cwd=tmp_path)[0] == 0
+    (tmp_path / "ids.txt").write_text("E3\nE5\n")
+    store = tmp_path / "run" / "activations.zarr"
+    assert command("erase", store, "--entities", tmp_path / "ids.txt", cwd=tmp_path)[0] == 0
+    before = {path: path.read_bytes() for path in store.rglob("*") if path.is_file()}
+    half = (*given, "harvest.layout.dtype=float16")
+    code, _, error = command(*half, cwd=tmp_path)
+    assert code == 2 and "2 erased entities; 2 of the source that the store does not hold" in error
+    assert {path: path.read_bytes() for path in store.rglob("*") if path.is_file()} == before
+    # gone from the source as well, nobody can come back
+    write([p for p in people if p not in ("E3", "E5")])
+    code, _, error = command(*half, cwd=tmp_path)
+    assert code == 0, error
+    found = ActivationStore.open(store)
+    assert found.description.dtype == "float16" and found.n_rows == 196
 
 
 def test_files_that_come_and_go_are_called_that():
@@ -171,3 +202,9 @@ def test_a_record_that_is_none_of_ours_is_one_message(command, tmp_path, name, t
     (tmp_path / "config.yaml").write_text(CONFIG.format(folder=tmp_path))
     code, _, error = command("run", tmp_path / "config.yaml", f"out={tmp_path / name}", cwd=tmp_path)
     assert code == 2 and "cannot be a run folder" in error
+
+
+def test_a_run_folder_that_cannot_be_locked_is_one_message(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with pytest.raises(UserError, match="cannot be a run folder"), run_lock(tmp_path):
+        pytest.fail("it was locked")

@@ -1,3 +1,4 @@
+import ctypes
 import importlib
 import os
 import signal
@@ -65,6 +66,41 @@ def test_what_cannot_raise_does_not_swallow_a_signal():
     with pytest.raises(KeyboardInterrupt) as caught:
         wait_after(Dropped)
     assert caught.value.args == (signal.SIGINT,)
+
+
+CALLBACK = """
+import os, signal, time
+def called():
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.2)
+    ended.append(True)
+"""
+
+
+@pytest.mark.parametrize(
+    ("file", "ends"), [("site-packages/llvmlite/binding/executionengine.py", [True]), ("elsewhere.py", [])]
+)
+def test_a_callback_that_c_calls_does_not_swallow_a_signal(monkeypatch, file, ends):
+    monkeypatch.setattr(sys, "unraisablehook", signal.getsignal(signal.SIGTERM).dropped)
+    names = {"ended": list[bool]()}
+    exec(compile(CALLBACK, file, "exec"), names)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        wait_after(ctypes.CFUNCTYPE(None)(names["called"]))
+    assert caught.value.args == (signal.SIGTERM,)
+    assert names["ended"] == ends
+
+
+def test_what_else_is_dropped_goes_to_the_hook_before(monkeypatch):
+    heard = []
+    monkeypatch.setattr(sys, "unraisablehook", heard.append)
+    monkeypatch.setattr(sys, "unraisablehook", Interruption().dropped)
+
+    class Fails:
+        def __del__(self):
+            raise ValueError("not ours")
+
+    Fails()
+    assert [type(unraisable.exc_value) for unraisable in heard] == [ValueError]
 
 
 def test_an_echo_is_left_out():

@@ -335,6 +335,7 @@ def test_auto_rows_are_the_most_that_any_member_would_take_alone():
         ({"sae.kind": ["topkk"]}, "unknown kind"),
         ([{"sae.k": 4}, {"sae.k": 4}], "member 2: batch_topk-32-4-0 is there already"),
         ({"seed": [-1]}, "seed is no number from 0"),
+        ({"seed": [2**32]}, "seed is no number from 0 to 4294967295"),
         ({"train.lr": ["fast"]}, "train"),
         (
             [{"train.batch_size": 3}, {"sae.k": 0}],
