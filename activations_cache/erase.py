@@ -73,11 +73,6 @@ class ErasureReport(NamedTuple):
         return said + ("; what an interrupted erasure had left was removed" if self.completed else "")
 
 
-def erase_listed(store: Location, file: Path, *, column: str | None = None) -> ErasureReport:
-    """Erase the entities that a file lists; see `erase` and `read_ids`."""
-    return erase(store, read_ids(file, column=column))
-
-
 def erase(store: Location, entities: Sequence[str]) -> ErasureReport:
     """Remove every trace of some entities from a complete store; ids that it does not hold are only counted.
 

@@ -157,7 +157,7 @@ def read_profile(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         raise PanelError(f"no panel in {folder}", do="run `assay run` first, or check the path")
     try:
-        profile = json.loads(path.read_text())
+        profile = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(profile, dict):
             raise TypeError("it is no mapping")
     except (OSError, ValueError, TypeError) as error:

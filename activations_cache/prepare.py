@@ -18,7 +18,7 @@ from sae.errors import PanelError
 from . import sql
 from .panel import FORMAT_VERSION, PanelConfig
 from .splits import SPLITS, assign_splits
-from .tables import find_files, time_expression
+from .tables import find_files, time_expression, written_period
 
 MEMORY_LIMIT = "4GB"
 """What DuckDB may hold while it reads the user's table; more is spilled beside the panel."""
@@ -171,13 +171,14 @@ def _write(config: PanelConfig, table: pa.Table, out: Path) -> dict[str, Any]:
     entity_split, inner = assign_splits(config.split, names)
     time = table["time"].to_numpy().astype(np.int64)
     split = entity_split[entity]
+    calendar = None if _is_number(table["time_as_given"].type) else config.period
     if config.split.out_of_time is not None:
-        late = time >= _period(config, number=_is_number(table["time_as_given"].type))
+        late = time >= _period(config, number=calendar is None)
         if late.all() or not late.any():
             side = "before" if late.all() else "after"
             raise PanelError(
                 f"panel.split.out_of_time={config.split.out_of_time!r} leaves nothing {side} it",
-                got=f"periods {time.min()} to {time.max()}",
+                got=" to ".join(written_period(int(t), calendar) for t in (time.min(), time.max())),
                 do="choose a period within the panel's",
             )
         split = np.where(late, SPLITS.index("out_of_time"), split).astype(np.int8)
@@ -205,7 +206,7 @@ def _write(config: PanelConfig, table: pa.Table, out: Path) -> dict[str, Any]:
         "inner": inner,
     }
     pq.write_table(pa.table(per_entity), out / "entities.parquet")
-    profile = _profile(config, pa.table(data), entity, split, entity_split)
+    profile = _profile(config, pa.table(data), entity, split, entity_split) | {"calendar": calendar}
     (out / "profile.json").write_text(json.dumps(profile, indent=1))
     return profile
 

@@ -8,6 +8,8 @@ no network, no extension, no Python variable, and no setting can be changed.
 from __future__ import annotations
 
 import glob
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,8 @@ __all__ = [
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
 CSV_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
+_WHOLE = ", sample_size = -1, skip = 0"
+"""DuckDB would take rows above one that is longer, or a second header, for a preamble, and leave them out."""
 ISO_TIME = r"\d{4}-\d{2}(-\d{2}([ T].*)?)?"
 """Text that is read as a time; in any other order of day, month and year, which is which would be a guess."""
 
@@ -114,29 +118,47 @@ def load_table(
     Raises
     ------
     UserError
-        A file is missing, of unknown or mixed format, unreadable, or has other columns than the first.
+        A file is missing, of unknown or mixed format, unreadable, or has other columns than the first; or two columns
+        differ in case alone, which SQL takes for one.
     """
     missing = [str(path) for path in paths if not path.is_file()]
     if missing or not paths:
-        raise error(f"{name}: no such file", got=", ".join(missing) or "an empty list", do="check the path")
+        raise error("no such file", got=", ".join(missing) or "an empty list", do="check the path")
     formats = {_format(path) for path in paths}
     if len(formats) != 1 or None in formats:
         names = ", ".join(path.name for path in paths[:5])
-        raise error(f"{name}: cannot tell the format", got=names, expected="all .parquet, .csv or .arrow")
-    given, dates = f"{name} as given", {}
+        raise error("cannot tell the format", got=names, expected="all .parquet, .csv or .arrow")
+    given, dates = f"{name} as given", dict[str, str]()
     try:
         if formats == {"csv"}:
-            dates = _load_csv(connection, given, paths, ids)
+            header, dates = _load_csv(connection, given, paths, ids)
         else:
-            connection.register(given, _dataset(paths, arrow=formats == {"arrow"}))
-        return _make_view(connection, name, given, dates)
+            dataset = _dataset(paths, arrow=formats == {"arrow"})
+            connection.register(given, dataset)
+            header = dataset.schema.names
+        columns = _make_view(connection, name, given, dates)
     except (
         duckdb.Error,
         OSError,
         ValueError,
         TypeError,
     ) as problem:
-        raise error(f"{name}: cannot read {paths[0]}", got=str(problem).strip().splitlines()[0]) from problem
+        raise error(f"cannot read {paths[0]}", got=_reason(problem)) from problem
+    alike = sorted(column for column, n in Counter(column.lower() for column in header).items() if n > 1)
+    if alike:
+        # the second would be renamed, and its name would give the first
+        raise error(
+            f"{paths[0]} has columns whose names are the same, or differ in case alone",
+            got=", ".join(column for column in header if column.lower() in alike),
+            do="rename or drop one of each",
+        )
+    return columns
+
+
+def _reason(problem: Exception) -> str:
+    """Return what an error says before it turns to what might help and to the settings of DuckDB's reader."""
+    lines = str(problem).strip().split("\n\n")[0].splitlines()
+    return "; ".join(line for line in lines if not line.startswith("Possible "))
 
 
 def _make_view(
@@ -160,17 +182,18 @@ def _format(path: Path) -> str | None:
 
 def _load_csv(
     connection: duckdb.DuckDBPyConnection, name: str, paths: Sequence[Path], ids: Sequence[str]
-) -> dict[str, str]:
-    """Read files into a table; return the types of columns that hold dates and nothing else, which are text in it."""
+) -> tuple[list[str], dict[str, str]]:
+    """Read files into a table; return its columns' names as they are written, and the types of those of dates alone.
+
+    Those are text in the table.
+    """
     header: list[str] | None = None
     for path in paths:
-        reader = connection.read_csv(glob.escape(str(path.resolve())), sample_size=-1)
+        reader = connection.sql(f"SELECT * FROM read_csv({_listed([path])}{_WHOLE})")
         if header is not None and reader.columns != header:
             raise ValueError(f"{path.name} has the columns {reader.columns}, {paths[0].name} has {header}")
         header = reader.columns
-    literal = [glob.escape(str(path.resolve())).replace("'", "''") for path in paths]
-    files = "[" + ", ".join(f"'{path}'" for path in literal) + "]"
-    read = f"read_csv({files}, sample_size = -1"
+    read = f"read_csv({_listed(paths)}{_WHOLE}"
     kinds = _kinds(connection, f"(SELECT * FROM {read}))")
     dates = {c: kind for c, kind in kinds.items() if c not in ids and kind.startswith(("DATE", "TIMESTAMP"))}
     text = [column.replace("'", "''") for column in kinds if column in ids or column in dates]
@@ -182,7 +205,24 @@ def _load_csv(
         other = f"NOT regexp_full_match({quote(column)}, '{ISO_TIME}')"
         if connection.execute(f"SELECT 1 FROM {quote(name)} WHERE {other} LIMIT 1").fetchall():
             del dates[column]
-    return dates
+    return _as_written(connection, paths[0], list(kinds)), dates
+
+
+def _listed(paths: Sequence[Path]) -> str:
+    """Return files as a literal of SQL."""
+    literals = [glob.escape(str(path.resolve())).replace("'", "''") for path in paths]
+    return "[" + ", ".join(f"'{path}'" for path in literals) + "]"
+
+
+def _as_written(connection: duckdb.DuckDBPyConnection, path: Path, names: list[str]) -> list[str]:
+    """Return the names of a CSV's columns without the numbers that DuckDB gave to those that were there already."""
+    lines = connection.read_csv(glob.escape(str(path.resolve())), header=False, all_varchar=True)
+    rows = lines.limit(1).fetchall()
+    first = dict(zip(names, rows[0], strict=False)) if rows else {}
+    return [
+        given if (given := first.get(name)) and re.fullmatch(rf"{re.escape(given)}_\d+", name) else name
+        for name in names
+    ]
 
 
 def _kinds(connection: duckdb.DuckDBPyConnection, source: str) -> dict[str, str]:

@@ -36,7 +36,7 @@ def find_files(patterns: Sequence[str]) -> list[Path]:
         if not matches:
             raise PanelError(f"no file matches {pattern}", do="check the path")
         found += matches
-    twice = [str(path) for path, n in Counter(path.absolute() for path in found).items() if n > 1]
+    twice = [str(path) for path, n in Counter(path.resolve() for path in found).items() if n > 1]
     if twice:
         raise PanelError(
             "files are named more than once", got=", ".join(twice[:5]), do="name each by one path or glob"
@@ -65,12 +65,12 @@ def time_expression(
 
     Times with a zone count in that of their column in the files, which is UTC in CSV: never in that of the machine.
     Text is read only as 'YYYY-MM' or 'YYYY-MM-DD', with a time of day or without: in other orders of day, month and
-    year one may be taken for the other.
+    year one may be taken for the other. Integers are counts of periods as they stand.
 
     Raises
     ------
     PanelError
-        The files differ in the column's zone, or it is none that is known.
+        The files differ in the column's zone, or it is none that is known; or the integers spell dates.
     """
     column = sql.quote(name)
     found = connection.execute(f"SELECT typeof({column}) FROM {sql.quote(table)} LIMIT 1").fetchall()
@@ -91,10 +91,47 @@ def time_expression(
         date = f"CASE WHEN regexp_full_match({text}, '{sql.ISO_TIME}') THEN TRY_CAST({whole} AS DATE) END"
     else:
         whole = f"TRY_CAST({column} AS BIGINT)"
+        _refuse_spelt_dates(connection, table, name, whole)
         return f"CASE WHEN {whole} = {column} THEN {whole} END"
     if period == "day":
         return f"date_diff('day', DATE '1970-01-01', {date})"
     return f"(year({date}) * 12 + month({date}) - 1)"
+
+
+def _refuse_spelt_dates(connection: duckdb.DuckDBPyConnection, table: str, name: str, whole: str) -> None:
+    """Refuse 202012 and 20201231: as counts of periods, 202101 would come 89 after the one."""
+    forms = {
+        "YYYYMM": f"{whole} BETWEEN 190001 AND 209912 AND {whole} % 100 BETWEEN 1 AND 12",
+        "YYYYMMDD": f"{whole} BETWEEN 19000101 AND 20991231 AND {whole} // 100 % 100 BETWEEN 1 AND 12 "
+        f"AND {whole} % 100 BETWEEN 1 AND 31",
+    }
+    listed = ", ".join(f"bool_and({form})" for form in forms.values())
+    found = connection.execute(f"SELECT {listed}, min({whole}) FROM {sql.quote(table)}").fetchall()[0]
+    for form, all_are in zip(forms, found, strict=False):
+        if all_are:
+            raise PanelError(
+                f"the integers in {name} are dates, {form}, and would count as running numbers of periods",
+                got=f"{found[-1]} and others",
+                expected="dates, text 'YYYY-MM' or 'YYYY-MM-DD', or integers that count on by one a period",
+                do="write them as such: a month as year * 12 + month - 1, a day as days since 1970-01-01",
+            )
+
+
+def written_period(index: int, period: str | None) -> str:
+    """Return a period index of a time column as people write it; None = the column counts its periods itself.
+
+    Examples
+    --------
+    >>> written_period(24242, "month")
+    '2020-03'
+    >>> written_period(18322, "day")
+    '2020-03-01'
+    >>> written_period(7, None)
+    '7'
+    """
+    if period == "month":
+        return f"{index // 12:04d}-{index % 12 + 1:02d}"
+    return str(index) if period is None else str(np.datetime64(index, "D"))
 
 
 def _zone(name: str, files: Sequence[Path]) -> str:

@@ -99,9 +99,21 @@ def show_run(folder: Path, console: Console) -> None:
             )
     console.print("\n[bold]Where everything lies[/]")
     console.print(table)
+    console.say(f"\nDone: {folder}. Next: {_pages_of(folder, run)}{_export_of(folder, run)}")
+
+
+def _pages_of(folder: Path, run: dict[str, Any]) -> str:
+    """Return what to do to see the run: open its pages, or write them where they are of other labels."""
+    from label.report.write import shows_present_labels
+
     page = folder / "report" / "index.html"
-    after = f"open {page}" if page.is_file() else f"assay inspect {folder}"
-    console.say(f"\nDone: {folder}. Next: {after}{_export_of(folder, run)}")
+    if not page.is_file():
+        return f"assay inspect {folder}"
+    if shows_present_labels(page.parent, run):
+        return f"open {page}"
+    return (
+        f"assay report {folder} (the pages in {page.parent} are of earlier labels or of an earlier version)"
+    )
 
 
 def _export_of(folder: Path, run: dict[str, Any]) -> str:
@@ -207,8 +219,8 @@ def _show_checks(summary: dict[str, Any], console: Console) -> None:
         )
     if fidelity.get("fvu") is not None:
         console.print(
-            f"  dictionary on unseen entities: FVU {fidelity['fvu']:.3f}, L0 {fidelity['l0']:.1f}, "
-            f"dead {fidelity['dead']:.1%}"
+            f"  dictionary on confirm entities: FVU {fidelity['fvu']:.3f}, L0 {fidelity['l0']:.1f}, "
+            f"never firing there {fidelity['dead']:.1%}"
         )
     if fidelity.get("auc_model") is not None:
         console.print(

@@ -6,10 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from activations_cache.places import place_of
-from activations_cache.schema import Description
 from activations_cache.tables import find_files
-from sae.errors import StoreError
 from train.sizes import AutoSAEConfig
 
 from .config import RunConfig
@@ -25,7 +22,7 @@ from .steps.dictionary import (
 from .steps.labels import make_labels, make_report
 from .steps.model import make_model, make_panel, make_reference, make_twin_model
 from .steps.sizes import make_sizes, settle_sizes
-from .steps.store import make_store, make_twin_store, prove_source
+from .steps.store import erasures, make_store, make_twin_store, prove_source, prove_twin_source
 from .steps.sweep import SWEEP, make_sweep, make_sweep_evaluation, member_folders
 
 
@@ -108,17 +105,7 @@ def _at(*parts: str) -> Any:
 
 def _erasures(*parts: str) -> Any:
     """Return a function of a context that lists what was erased from a store since it was harvested."""
-
-    def read(context: Context) -> list[Any]:
-        place = context.folder.joinpath(*parts)
-        if not place.is_dir():  # from an object store nobody is erased
-            return []
-        try:
-            return list(Description.read(place_of(place)).erasures)
-        except StoreError:  # hardly begun, or damaged: whoever reads it says so
-            return []
-
-    return read
+    return lambda context: erasures(context.folder.joinpath(*parts))
 
 
 STAGES = (
@@ -184,6 +171,7 @@ STAGES = (
         ("panel", "twin"),
         _at("twin", "activations.zarr"),
         make_twin_store,
+        proves=prove_twin_source,
         in_place=True,
         together=True,
         amended=_erasures("twin", "activations.zarr"),
@@ -228,5 +216,5 @@ STAGES = (
         _at("labels"),
         make_labels,
     ),
-    Stage("report", 2, _has("label"), lambda _: {}, ("label",), _at("report"), make_report),
+    Stage("report", 3, _has("label"), lambda _: {}, ("label",), _at("report"), make_report),
 )

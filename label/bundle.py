@@ -227,7 +227,9 @@ def _describe(
     }
 
 
-_PROFILE = ("product", "columns", "rows", "entities", "first_period", "last_period", "splits", "outcome_rate")
+_PROFILE = (
+    "product", "columns", "rows", "entities", "first_period", "last_period", "calendar", "splits", "outcome_rate",
+)  # fmt: skip
 
 
 def _with_columns(features: pa.Table, d_sae: int) -> pa.Table:

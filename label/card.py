@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from activations_cache.tables import written_period
+
 from .decide import REASONS
 
 N_SHOWN = 25
@@ -63,9 +65,12 @@ def _what(d: Mapping[str, Any]) -> str:
         f"{_n(counts['n_used'])} labelled and used; {_n(counts['n_labelled'])} labelled.",
     ]
     if data.get("rows"):
+        first, last = (
+            written_period(data[f"{end}_period"], data.get("calendar")) for end in ("first", "last")
+        )
         lines.append(
             f"Population: {data.get('product')} panel, {_n(data['entities'])} entities, {_n(data['rows'])} "
-            f"rows, periods {data.get('first_period')} to {data.get('last_period')}."
+            f"rows, periods {first} to {last}."
         )
     sae = d["sae"]
     lines.append(

@@ -22,7 +22,7 @@ Reason = Literal[
 ]
 
 REASONS: dict[Reason, str] = {
-    "dead": "it never fires on held-out entities",
+    "dead": "it fires neither on discover nor on confirm",
     "always_on": "it fires almost always",
     "clock": "a clock (position in the history, its start, calendar time) explains it better than any concept",
     "too_few_entities": "it fires on, or its concept holds for, too few entities",

@@ -123,7 +123,9 @@ def _twin_evidence(
     for split in SPLITS:
         if not np.array_equal(twin[split].rows.entity, rows[split].entity):
             raise StoreError(
-                f"{inputs.twin_store} holds other rows than {inputs.store}", do="harvest the twin again"
+                f"{inputs.twin_store} holds other rows than {inputs.store}",
+                do=f"where people were erased from one of them alone, `assay erase {inputs.store} --entities FILE` with "
+                "their ids, which in a run erases from both; else remove the twin's store, and run again",
             )
     return twin
 

@@ -13,6 +13,7 @@ from activations_cache.prepare import prepare
 from activations_cache.reference.generator import generate
 from activations_cache.reference.predict import evaluate
 from activations_cache.reference.shape import ModelShape, load_model, reinitialised
+from activations_cache.tables import written_period
 from assay.stages import Context
 
 TWIN_SEED = 7919
@@ -83,9 +84,13 @@ def make_twin_model(context: Context, out: Path) -> None:
 def profile_lines(profile: dict[str, Any]) -> list[str]:
     """Return a panel's profile in a few lines."""
     length = profile["rows_per_entity"]
+    # profiles of before do not say whether times were dates
+    first, last = (
+        written_period(profile[f"{end}_period"], profile.get("calendar")) for end in ("first", "last")
+    )
     lines = [
-        f"{profile['rows']:,} rows, {profile['entities']:,} entities, periods {profile['first_period']} to "
-        f"{profile['last_period']}, {length[0]} to {length[4]} rows each (median {length[2]}), {profile['gaps']:,} gaps",
+        f"{profile['rows']:,} rows, {profile['entities']:,} entities, periods {first} to {last}, "
+        f"{length[0]} to {length[4]} rows each (median {length[2]}), {profile['gaps']:,} gaps",
         ", ".join(f"{name} {s['entities']:,}" for name, s in profile["splits"].items() if s["entities"])
         + " entities",
     ]

@@ -13,8 +13,10 @@ from activations_cache.harvest import Estimate, HarvestProgress, estimate, harve
 from activations_cache.models import weights_hash
 from activations_cache.panel import read_profile
 from activations_cache.places import Place, place_of, point_to
+from activations_cache.schema import Description
 from activations_cache.sources.base import ActivationSource, HarvestInputs
 from activations_cache.splits import SplitConfig
+from activations_cache.store import ActivationStore
 from assay.stages import Context
 from sae.errors import StoreError
 from sae.world import World
@@ -28,7 +30,14 @@ def make_store(context: Context, out: Path) -> None:
 
 def prove_source(context: Context) -> None:
     """Raise what is wrong with the model, the hooks or what it reads, before a store of other settings is removed."""
-    _source(context, context.folder / "model", {})
+    source = _source(context, context.folder / "model", {})
+    _keep_away_who_was_erased(source, context.folder / "activations.zarr")
+
+
+def prove_twin_source(context: Context) -> None:
+    """Raise what is wrong with what the twin reads, before its store of other settings is removed."""
+    source = _source(context, context.folder / "twin" / "model", {})
+    _keep_away_who_was_erased(source, context.folder / "twin" / "activations.zarr")
 
 
 def make_twin_store(context: Context, out: Path) -> None:
@@ -69,6 +78,38 @@ def _source(context: Context, model_folder: Path, origin: dict[str, Any]) -> Act
     if section is not None and section.hook is not None:
         choose_hook(section, source.hooks)
     return source
+
+
+def erasures(store: Path) -> list[dict[str, Any]]:
+    """Return what was erased from a store since it was harvested."""
+    if not store.is_dir():  # from an object store nobody is erased
+        return []
+    try:
+        return list(Description.read(place_of(store)).erasures)
+    except StoreError:  # hardly begun, or damaged: whoever reads it says so
+        return []
+
+
+def _keep_away_who_was_erased(source: ActivationSource, store: Path) -> None:
+    """Refuse to harvest anew where people were erased, unless the source knows only whom the store still holds.
+
+    Raises
+    ------
+    StoreError
+        Somebody who was erased may come back.
+    """
+    erased = sum(entry["entities"] for entry in erasures(store))
+    if not erased:
+        return
+    held = ActivationStore.open(store).entity_ids()
+    known = set() if held is None else set(held["id"].to_pylist())
+    others = len(set(source.entities["id"].to_pylist()) - known)
+    if others:
+        raise StoreError(
+            f"{store} would be harvested anew, and who was erased from it might come back",
+            got=f"{erased:,} erased entities; {others:,} of the source that the store does not hold",
+            do="take who was erased out of the source first; if the others are new, remove the run's stores by hand then",
+        )
 
 
 def _origin(context: Context, stage: str) -> dict[str, Any]:

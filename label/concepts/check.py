@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
 from numpy import ndarray
 
+from activations_cache.panel import read_profile
 from sae.errors import ConceptError
 
 from .evaluation import WORKER, columns_of, make_job, make_task
@@ -72,6 +73,8 @@ class CheckReport:
     rows_total: int
     cuts: tuple[int, ...]
     seconds: float
+    calendar: str | None
+    """What the panel's times were dates of, month or day; None where they are counts, or it does not say."""
 
     @property
     def leaking(self) -> list[str]:
@@ -173,7 +176,9 @@ def check_library(
         for concept in concepts
     )
     spent = sum(float(line["seconds"]) for line in lines)
-    return CheckReport(checks, tuple(unfit), values.num_rows, total, tuple(at), spent)
+    profile = panel.with_name("profile.json")
+    calendar = read_profile(panel.parent).get("calendar") if profile.is_file() else None
+    return CheckReport(checks, tuple(unfit), values.num_rows, total, tuple(at), spent, calendar)
 
 
 def leaking(

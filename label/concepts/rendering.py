@@ -8,6 +8,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from activations_cache.tables import written_period
+
 from .check import REDUNDANT, CheckReport, ConceptCheck
 
 
@@ -20,7 +22,7 @@ def render(report: CheckReport) -> RenderableType:
     for category, checks in groupby(report.checks, key=lambda check: check.concept.category):
         table.add_row(Text(category, style="bold"))
         for check in checks:
-            table.add_row(*_row(check))
+            table.add_row(*_row(check, report.calendar))
         table.add_section()
     parts: list[RenderableType] = [table]
     warned = [(check.concept.id, warning) for check in report.checks for warning in check.warnings]
@@ -36,18 +38,18 @@ def render(report: CheckReport) -> RenderableType:
 def _title(report: CheckReport) -> str:
     sampled = "" if report.rows == report.rows_total else f" of {report.rows_total:,}"
     leaks = f"{len(report.leaking)} look ahead" if report.leaking else "none looks ahead"
-    cuts = ", ".join(str(cut) for cut in report.cuts) or "none possible"
+    cuts = ", ".join(written_period(cut, report.calendar) for cut in report.cuts) or "none possible"
     return (
         f"{len(report.checks)} concepts on {report.rows:,}{sampled} rows, {report.seconds:.1f} s; "
         f"{leaks} (cut at {cuts})"
     )
 
 
-def _row(check: ConceptCheck) -> list[Text]:
+def _row(check: ConceptCheck, calendar: str | None) -> list[Text]:
     if check.concept.kind == "outcome":
         ahead = Text("outcome", style="dim")
     elif check.leaks_at is not None:
-        ahead = Text(f"YES at {check.leaks_at}", style="bold red")
+        ahead = Text(f"YES at {written_period(check.leaks_at, calendar)}", style="bold red")
     else:
         ahead = Text("no")
     near = Text("")

@@ -87,10 +87,11 @@ def _learned(record: Mapping[str, Any]) -> str:
 def _used(record: Mapping[str, Any]) -> str:
     if record["used"] is None:
         return "Whether the model uses it was not assessed."
-    way, value = "moves", record["effect"]
-    if record["effect_low"] * record["effect_high"] > 0:
+    way, value, low, high = "moves", record["effect"], record["effect_low"], record["effect_high"]
+    if low * high > 0:
         way, value = "lowers" if value < 0 else "raises", abs(value)
-    size = f"{value:.3g} [{record['effect_low']:.3g}, {record['effect_high']:.3g}]"
+        low, high = sorted((abs(low), abs(high)))
+    size = f"{value:.3g} [{low:.3g}, {high:.3g}]"
     moved = (
         f"removing it {way} the default logit by {size} on average, {record['effect_share']:.1%} of what removing "
         f"all features moves"

@@ -120,7 +120,7 @@ def _faithfulness(labels: Labels) -> list[Child]:
             fixed(f.get("fvu"), 3), "FVU: share of the activations' variance that is not reconstructed", "fvu"
         ),
         _tile(fixed(f.get("l0"), 1), "L0: mean active features per row", "l0"),
-        _tile(dead, "features that never fire on held-out entities", "dead"),
+        _tile(dead, "features that fire neither on discover nor on confirm", "dead"),
     ]
     if known(f.get("mean_abs_dpd")):
         name = "mean absolute change of the PD when the reconstruction takes the activations' place"
@@ -252,7 +252,7 @@ def _controls(labels: Labels) -> Markup:
         el(
             "p",
             {"class": "muted"},
-            f"False discovery rate among the pairs that went to confirmation: at most {short(s['fdr_q'])}.",
+            f"False discovery rate among the pairs that pass on confirmation: at most {short(s['fdr_q'])}.",
         ),
     )
 

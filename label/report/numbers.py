@@ -44,7 +44,8 @@ def short(value: float | None) -> str:
     elif size >= 1e4:
         shown = f"{value / 1e3:.3g}k"
     elif size >= 100 or value == int(value):
-        shown = f"{value:,.0f}"
+        # a negative zero is zero
+        shown = f"{value + 0.0:,.0f}"
     else:
         shown = f"{value:.3g}"
     return shown.replace("-", _MINUS, 1) if shown.startswith("-") else shown

@@ -57,5 +57,20 @@ def write_report(
         for record in found.labelled:
             target = folder / found.pages[record["feature"]]
             target.write_text(feature_page(found, record), encoding="utf-8")
-        (folder / MARKER).write_text(json.dumps({"format_version": FORMAT_VERSION, "kind": KIND}) + "\n")
+        marker = {"format_version": FORMAT_VERSION, "kind": KIND, "label_inputs": _label_inputs(run)}
+        (folder / MARKER).write_text(json.dumps(marker) + "\n")
     return out
+
+
+def shows_present_labels(report: Path, run: Mapping[str, Any]) -> bool:
+    """Return whether pages are of the labels that a run has; those of an earlier version do not say of which they are."""
+    try:
+        marker = json.loads((report / MARKER).read_text(encoding="utf-8"))
+        return bool(marker["label_inputs"] == _label_inputs(run))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _label_inputs(run: Mapping[str, Any] | None) -> Any:
+    """Return what the labels were made of, which stays on record until others take their place."""
+    return (run or {}).get("stages", {}).get("label", {}).get("inputs")

@@ -13,6 +13,7 @@ import pytest
 from activations_cache.panel import Panel, PanelConfig
 from activations_cache.prepare import prepare
 from activations_cache.splits import SPLITS, SplitConfig, assign_splits, hash_uniform
+from assay.steps.model import profile_lines
 from sae.config import parse_config
 from sae.errors import ConfigError, PanelError
 
@@ -232,10 +233,10 @@ def test_canonical_names_that_would_meet_are_refused(changes):
     ("when", "cut", "says"),
     [
         (None, "2005-10", "is a date, and when counts periods"),
-        (None, 17, "leaves nothing after it"),
+        (None, 17, "leaves nothing after it\n  got: 0 to 3\n"),
         (None, 0, "leaves nothing before it"),
         (["2005-04", "2005-05", "2005-06", "2005-07"], "2005-13", "cannot read"),
-        (["2005-04", "2005-05", "2005-06", "2005-07"], "2007-01", "leaves nothing after it"),
+        (["2005-04", "2005-05", "2005-06", "2005-07"], "2007-01", "after it\n  got: 2005-04 to 2005-07\n"),
     ],
 )
 def test_a_time_cut_that_cuts_nothing_is_refused(tmp_path, when, cut, says):
@@ -247,6 +248,17 @@ def test_a_time_cut_that_cuts_nothing_is_refused(tmp_path, when, cut, says):
         table["when"] = table["when"].astype(float)
     with pytest.raises(PanelError, match=says):
         prepared(tmp_path, table, split=SplitConfig(out_of_time=cut))
+
+
+@pytest.mark.parametrize(
+    ("first", "period", "shown"),
+    [("2019-12", "month", "2019-12 to 2020-03"), ("2019-12-30", "day", "2019-12-30 to 2020-01-02"), (7, "month", "7 to 10")],
+)  # fmt: skip
+def test_the_profile_shows_periods_as_they_were_given(tmp_path, first, period, shown):
+    when = first + np.arange(4) if isinstance(first, int) else np.arange(4) + np.datetime64(first)
+    table = raw_table() | {"when": np.tile(when if isinstance(first, int) else when.astype(str), 60)}
+    _, profile = prepared(tmp_path, table, period=period)
+    assert f"60 entities, periods {shown}, " in profile_lines(profile)[0]
 
 
 def test_too_few_entities_for_three_splits_is_said(tmp_path):

@@ -287,6 +287,51 @@ def test_wrong_tables(tmp_path: Path) -> None:
             load_table(connection, "panel", [tmp_path / name for name in names])
 
 
+@pytest.mark.parametrize(
+    "header", ["Bill_Amt,bill_amt,x", "x,bill_amt,bill_amt", "Bill_Amt,bill_amt,bill_amt_1", "Ä,ä,x"]
+)
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_columns_that_sql_takes_for_one_are_refused(tmp_path: Path, header: str, ending: str) -> None:
+    path, names = tmp_path / f"x.{ending}", header.split(",")
+    if ending == "csv":
+        path.write_text(f"{header}\n1,2,3\n")
+    else:
+        pq.write_table(pa.table([pa.array([i]) for i in range(3)], names=names), path)
+    twice = len(set(names)) < len(names) and ending == "parquet"
+    says = "duplicate field" if twice else "(?i)differ in case alone\n  got: (bill_amt, bill_amt|ä, ä)\n"
+    with connect(threads=1, memory_limit="200MB") as connection, pytest.raises(PanelError, match=says):
+        load_table(connection, "raw", [path])
+
+
+@pytest.mark.parametrize("text", ["x,x_1,x_2\n1,2,3\n", "0,0,1\n2,2,3\n", "x,,\n1,,\n", "x,y,z\n"])
+def test_names_that_only_look_as_if_they_met_are_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with connect(threads=1, memory_limit="200MB") as connection:
+        assert len(load_table(connection, "raw", [tmp_path / "x.csv"])) == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1,2\n3,4\n5,6,7\n", "a,b\n1,2\na,b,c\n3,4,5\n", "by me\n\na,b\n1,2\n"]
+)
+def test_no_row_of_a_csv_is_left_out(tmp_path: Path, text: str) -> None:
+    (tmp_path / "x.csv").write_text(text)
+    with connect(threads=1, memory_limit="200MB") as connection:
+        # where rows differ in length no separator is seen, and no column has the name that is looked for
+        names = load_table(connection, "raw", [tmp_path / "x.csv"])
+        assert "a" not in names
+        (rows,) = connection.execute("SELECT count(*) FROM raw").fetchone()
+    assert rows == text.count("\n") - 1
+
+
+def test_why_a_csv_cannot_be_read_is_said(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"a,b\n1,\xff\xfe\n3,4\n")
+    with connect(threads=1, memory_limit="200MB") as connection, pytest.raises(PanelError) as raised:
+        load_table(connection, "raw", [tmp_path / "x.csv"])
+    what, got = str(raised.value).split("\n")
+    assert what == f"cannot read {tmp_path / 'x.csv'}"
+    assert "Line: 2" in got and "not utf-8" in got and "Possible" not in got and "strict_mode" not in got
+
+
 def test_nothing_gets_through_the_lock(tmp_path: Path) -> None:
     write_table(tmp_path)
     visible = pa.table({"secret": [1]})

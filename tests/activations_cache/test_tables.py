@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from activations_cache import sql
-from activations_cache.tables import find_files, time_expression
+from activations_cache.tables import find_files, time_expression, written_period
 from sae.errors import PanelError
 
 
@@ -49,7 +49,11 @@ def test_a_file_that_is_named_twice_is_refused(tmp_path, monkeypatch):
     for name in ("a2020", "a2021"):
         (tmp_path / name).touch()
     monkeypatch.chdir(tmp_path)
-    for patterns in (["a20*", "*2021"], [str(tmp_path / "a2021"), "a2021"]):
+    for patterns in (
+        ["a20*", "*2021"],
+        [str(tmp_path / "a2021"), "a2021"],
+        ["a2021", f"../{tmp_path.name}/a2021"],
+    ):
         with pytest.raises(PanelError, match=r"(?s)more than once.*/a2021\n"):
             find_files(patterns)
 
@@ -102,6 +106,35 @@ def test_csv_that_is_read(tmp_path, text, when):
 @pytest.mark.parametrize("ending", ["parquet", "csv"])
 def test_what_would_be_a_guess_is_not_read(tmp_path, text, ending):
     assert periods([write(tmp_path / f"a.{ending}", [text, text])]) == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("values", "form"),
+    [
+        ([202012, 202101], "YYYYMM"),
+        ([202012.0, None], "YYYYMM"),
+        ([20201231, 20210101], "YYYYMMDD"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["month", "day"])
+def test_integers_that_are_dates_are_not_counts_of_periods(tmp_path, values, form, kind):
+    with pytest.raises(PanelError, match=f"when are dates, {form},"):
+        periods([write(tmp_path / "a.parquet", pa.array(values))], kind)
+
+
+@pytest.mark.parametrize(
+    "values", [[202012, 202013], [202012, 3], [20201231, 20201232], [0, 1], [24240, 24251]]
+)
+def test_other_integers_count_as_they_stand(tmp_path, values):
+    assert periods([write(tmp_path / "a.parquet", pa.array(values))]) == values
+    assert periods([write(tmp_path / "b.parquet", pa.array([None, None], pa.int64()))]) == [None, None]
+
+
+@pytest.mark.parametrize("when", [(1965, 1, 31), (1970, 1, 1), (2020, 12, 31), (2024, 2, 29)])
+def test_periods_are_written_as_their_dates(when):
+    assert written_period(period(*when[:2]), "month") == f"{date(*when):%Y-%m}"
+    assert written_period(day(*when), "day") == date(*when).isoformat()
+    assert written_period(24242, None) == "24242"
 
 
 @pytest.mark.parametrize(

@@ -161,6 +161,7 @@ from activations_cache import sql
 taken, signalled = sys.argv[1], sys.argv[2] == "True"
 
 class Source:
+    schema = pa.schema([("x", pa.float64())])
     def __arrow_c_schema__(self):
         return self.read("schema").schema.__arrow_c_schema__()
     def __arrow_c_stream__(self, requested_schema=None):
@@ -369,6 +370,11 @@ def test_a_dictionary_goes_out_and_comes_back_with_the_same_labels(finished, com
         (["run", "{config}", "concepts.paths=[no.yaml]"], ["no.yaml"]),
         (["run", "{config}", "concepts.tables=[{{path: no.parquet, entity: e, time: t}}]"], ["no.parquet"]),
         (["run", "{config}", "evaluate.segments.nope=[]"], ["evaluate.segments", "nope"]),
+        (["run", "{config}", "model.n_heads=3"], ["n_heads = 3 does not divide d_model = 16"]),
+        (["run", "{config}", "seed=4294967296", "reference.seed=-1"], ["  seed: ", "reference.seed: "]),
+        (["run", "{config}", "train.batch_size=1000000000"], ["train.batch_size", "16777216"]),
+        (["run", "{config}", "out=~no-such-user/x"], ["~"]),
+        (["run", "{config}", "out={config}/x"], ["cannot be a run folder"]),
         (["inspect", "nowhere"], ["nothing at nowhere"]),
         (["report", "."], ["no run folder"]),
         (["export", "."], ["no run folder"]),

@@ -11,8 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from activations_cache.erase import erase as erase_one
 from activations_cache.panel import PanelConfig
 from activations_cache.prepare import prepare
+from activations_cache.store import ActivationStore
 from assay.console import Console
 from tests.assay.test_run import assay
 
@@ -79,6 +81,40 @@ def test_names_and_paths_are_printed_as_they_are(finished, command, tmp_path):
     store = shutil.copytree(run / "activations.zarr", out / "activations.zarr")
     code, shown, error = command("erase", store, "--entities", tmp_path / "gone.csv", cwd=tmp_path)
     assert code == 0 and f"`assay inspect {store} --verify`" in shown, error
+
+
+def test_who_is_erased_from_a_run_is_erased_from_its_twin_too(run, command):
+    (run.parent / "ids.txt").write_text("0\n7\nnobody\n")
+    erase = ("erase", run / "activations.zarr", "--entities", run.parent / "ids.txt")
+    code, shown, error = command(*erase, cwd=run.parent)
+    assert code == 0, error
+    for store in (run / "activations.zarr", run / "twin" / "activations.zarr"):
+        assert f"{store}: 2 of 3 entities erased: 24 rows" in shown
+        assert not {"0", "7"} & set(ActivationStore.open(store).entity_ids()["id"].to_pylist())
+    assert f"Still about them in {run}:" in shown and "  labels: ids and values" in shown
+    assert "  panel: " not in shown, "there is none"
+    code, _, error = command(*erase, cwd=run.parent)
+    assert code == 2 and "none of the 3 ids" in error
+
+
+def test_an_erasure_that_reached_one_of_two_stores_is_completed_by_the_same_command(run, command):
+    (run.parent / "ids.txt").write_text("0\n")
+    erase_one(run / "activations.zarr", ["0"])
+    code, shown, error = command(
+        "erase", run / "activations.zarr", "--entities", run.parent / "ids.txt", cwd=run.parent
+    )
+    assert code == 0 and f"{run / 'twin' / 'activations.zarr'}: 1 of 1 entities erased" in shown, error
+
+
+def test_pages_of_earlier_labels_are_not_pointed_to(finished, run, command):
+    folder = finished[0].parent
+    again = ("label", folder / "config.yaml", f"out={run}", "label.min_skill=0.4")
+    code, shown, error = command(*again, cwd=folder)
+    assert code == 0 and "label again, because label.min_skill" in shown, error
+    for said in (shown, command("inspect", run, cwd=folder)[1]):
+        assert f"Next: assay report {run} (the pages in {run / 'report'} are of earlier labels" in said
+    assert command("report", run, cwd=folder)[0] == 0
+    assert f"Next: open {run / 'report' / 'index.html'}; " in command("inspect", run, cwd=folder)[1]
 
 
 def test_why_a_stage_runs_again_is_printed_as_it_is(capsys):

@@ -1,6 +1,7 @@
 """Labelling on activations whose truth is known, with the true directions as the dictionary."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 import sae.architectures  # noqa: F401
+from activations_cache.erase import erase
 from activations_cache.harvest import HarvestConfig, harvest
 from activations_cache.sources.synthetic import SyntheticSource, SyntheticSourceConfig
 from activations_cache.splits import SPLITS, SplitConfig
@@ -145,6 +147,17 @@ def test_a_store_without_rows_to_confirm_on_is_refused(inputs, tmp_path):
     assert empty
     with pytest.raises(StoreError, match=f"no rows of split {' or '.join(empty)}"):
         label_dictionary(replace(inputs, store=tmp_path / "few.zarr"), CONFIG, tmp_path / "labels", seed=0)
+
+
+def test_who_was_erased_from_one_of_two_stores_is_to_be_erased_from_the_other(inputs, tmp_path):
+    twin = Path(shutil.copytree(inputs.store, tmp_path / "twin.zarr"))
+    store = ActivationStore.open(twin)
+    names = dict(zip(*(store.entity_ids()[c].to_pylist() for c in ("entity", "id")), strict=True))
+    erase(twin, [names[store.entity_codes("discover")[0]]])
+    with pytest.raises(StoreError, match=f"`assay erase {inputs.store} --entities FILE`"):
+        label_dictionary(
+            replace(inputs, twin_store=twin, twin_sae=inputs.sae), CONFIG, tmp_path / "labels", seed=0
+        )
 
 
 def test_a_time_cut_holds_for_oracle_activations_too():

@@ -40,7 +40,7 @@ ABSENT = [
     ("gambling", "the panel has no column gamble, inflow"),
 ]
 REASONS = {
-    "dead": "it never fires on held-out entities",
+    "dead": "it fires neither on discover nor on confirm",
     "too_few_entities": "it fires on, or its concept holds for, too few entities",
     "no_association": "no concept goes with it on the discovery entities",
     "not_confirmed": "its concept did not hold up on the confirmation entities",

@@ -22,6 +22,7 @@ from activations_cache.reference.credit_transformer import CreditTransformer
 from activations_cache.reference.histories import collate
 from assay.config import RunConfig
 from label.bundle import verify_bundle, write_bundle
+from label.card import card
 from label.columns import feature_columns
 from label.naming import column_name
 from label.tables import read_summary, read_table
@@ -103,10 +104,18 @@ def test_a_bundle_holds_what_a_validator_asks_for(bundle: Path, run_folder: Path
     assert provenance["data"]["panel_sha256"] == panel and provenance["data"]["entities"] == 80
     concepts = json.loads((bundle / "concepts.json").read_text())["concepts"]
     assert concepts["dpd30_now"]["expr"] == "bkt >= 1" and concepts["hpi_drop"]["applicable"] is False
-    card = (bundle / "card.md").read_text()
-    assert "Not for adverse action notices, unless" in card and "<script>" not in card
+    text = (bundle / "card.md").read_text()
+    assert "Not for adverse action notices, unless" in text and "<script>" not in text
     headline = f"**{summary['n_learned_and_used']} labelled, learned and used**"
-    assert headline in card and card.index(headline) < card.index("labelled and used;")
+    assert headline in text and text.index(headline) < text.index("labelled and used;")
+
+
+def test_the_card_shows_periods_as_people_write_them(bundle: Path) -> None:
+    dictionary = verify_bundle(bundle)
+    dictionary["provenance"]["data"] |= {"first_period": 24240, "last_period": 24251}
+    assert "periods 24240 to 24251." in card(dictionary, [])
+    dictionary["provenance"]["data"]["calendar"] = "month"
+    assert "periods 2020-01 to 2020-12." in card(dictionary, [])
 
 
 def test_a_run_without_a_model_has_a_bundle(run_folder: Path, tmp_path: Path) -> None:

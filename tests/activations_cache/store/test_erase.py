@@ -19,7 +19,7 @@ import zarr
 from safetensors.numpy import load_file
 
 from activations_cache import sql
-from activations_cache.erase import ErasureReport, erase, erase_listed, read_ids
+from activations_cache.erase import ErasureReport, erase, read_ids
 from activations_cache.loader import LoaderConfig, ShuffledLoader
 from activations_cache.schema import StoreLayout
 from activations_cache.seal import seal
@@ -324,4 +324,4 @@ def test_lists_of_ids(tmp_path, store):
         with pytest.raises(StoreError):
             read_ids(tmp_path / file, column=column)
     (tmp_path / "b.txt").write_text("\n".join([name(1), name(2), "nobody"]))
-    assert erase_listed(store, tmp_path / "b.txt")[:2] == (3, 2)
+    assert erase(store, read_ids(tmp_path / "b.txt"))[:2] == (3, 2)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -174,6 +175,21 @@ def test_wrong_panels(write: Write, panel: Path, tmp_path: Path) -> None:
     for wrong in ("bad.parquet", "missing.parquet"):
         with pytest.raises(ConceptError, match="cannot read the panel"):
             check_concepts([path], tmp_path / wrong, "mortgage")
+
+
+@pytest.mark.parametrize(
+    ("calendar", "shown"), [("month", "2020-03"), ("day", "2036-05-16"), (None, "24242")]
+)
+def test_cuts_are_shown_as_people_write_them(calendar: str | None, shown: str) -> None:
+    assert f"(cut at {shown})" in plain(CheckReport((), (), 0, 0, (24242,), 0.0, calendar))
+
+
+def test_whether_times_were_dates_is_read_beside_the_panel(write: Write, panel: Path, tmp_path: Path) -> None:
+    path = write("concepts: [{id: a, text: A, expr: bkt, kind: point}]")
+    assert check_concepts([path], panel, "revolving").calendar is None
+    shutil.copy(panel, tmp_path / "panel.parquet")
+    (tmp_path / "profile.json").write_text('{"format_version": 1, "calendar": "month"}')
+    assert check_concepts([path], tmp_path / "panel.parquet", "revolving").calendar == "month"
 
 
 def test_uci(uci: Path, credit: Path, uci_status: Path, tmp_path: Path) -> None:

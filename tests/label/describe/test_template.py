@@ -11,7 +11,7 @@ from tests.label.conftest import feature
 @pytest.mark.parametrize(
     ("effect", "says"),
     [
-        ((-0.2, -0.3, -0.1), "removing it lowers the default logit by 0.2 [-0.3, -0.1]"),
+        ((-0.2, -0.3, -0.1), "removing it lowers the default logit by 0.2 [0.1, 0.3]"),
         ((0.2, 0.1, 0.3), "removing it raises the default logit by 0.2 [0.1, 0.3]"),
         ((-0.1, -0.3, 0.1), "removing it moves the default logit by -0.1 [-0.3, 0.1]"),
         ((0.0, 0.0, 0.0), "removing it moves the default logit by 0 [0, 0]"),

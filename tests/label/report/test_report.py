@@ -17,6 +17,7 @@ import pytest
 
 from label.report import write_report
 from label.report.numbers import bracket, count, fixed, share, short, signed
+from label.report.write import shows_present_labels
 from label.tables import read_summary, read_table, write_table
 from sae.errors import ConfigError
 
@@ -217,6 +218,31 @@ def test_periods_without_a_row_are_hatched(pages: dict[str, Page], labels_folder
     source = pages["features/0000.html"].path.read_text()
     # each history is drawn twice: the first columns, and the others that unfold
     assert missing > 0 and source.count(": no row<") == 2 * missing
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"), [(-0.0, "0"), (0.0, "0"), (-3.0, "\N{MINUS SIGN}3"), (1240.0, "1,240")]
+)
+def test_a_negative_zero_is_zero(value: float, shown: str) -> None:
+    assert short(value) == shown
+
+
+def test_what_a_figure_is_of_is_said(report: Path) -> None:
+    text = (report / "index.html").read_text()
+    assert "False discovery rate among the pairs that pass on confirmation" in text
+    assert "features that fire neither on discover nor on confirm" in text
+
+
+def test_pages_know_of_which_labels_they_are(labels_folder: Path, tmp_path: Path) -> None:
+    run = {"stages": {"label": {"inputs": {"label": {"min_skill": 0.25}, "after train": "a"}}}}
+    out = write_report(labels_folder, tmp_path / "out", run=run, evaluation=None)
+    assert shows_present_labels(out, run)
+    # another labelling that was begun leaves those of before where they are
+    assert shows_present_labels(out, {"stages": {"label": run["stages"]["label"] | {"begun": "b"}}})
+    run["stages"]["label"]["inputs"]["after train"] = "b"
+    assert not shows_present_labels(out, run)
+    (out / "report.json").write_text('{"format_version": 1, "kind": "report"}')
+    assert not shows_present_labels(out, run)
 
 
 def test_ids_can_be_hidden(labels_folder: Path, report: Path, tmp_path: Path) -> None:
