@@ -36,7 +36,7 @@ class PanelConfig(Config):
     time: str
     """Column of the period: an integer, a date, or text 'YYYY-MM' or 'YYYY-MM-DD'."""
     period: Literal["month", "day"] = "month"
-    """What one step of a date is; integers are taken as they are."""
+    """What one step of a date is; integers are taken as they are, but for those that spell dates, such as 202012."""
     columns: dict[str, str] = Field(min_length=1)
     """Canonical name -> SQL expression over the file's columns, read as a number; what the model and concepts see."""
     audit: dict[str, str] = {}

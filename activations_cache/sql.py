@@ -34,8 +34,8 @@ __all__ = [
 
 FORMATS = {".parquet": "parquet", ".pq": "parquet", ".arrow": "arrow", ".feather": "arrow", ".ipc": "arrow"}
 CSV_ENDINGS = (".csv", ".tsv", ".csv.gz", ".tsv.gz")
-_WHOLE = ", sample_size = -1, skip = 0"
-"""DuckDB would take rows above one that is longer, or a second header, for a preamble, and leave them out."""
+_READING = "sample_size = -1, skip = 0, comment = ''"
+"""DuckDB would leave out rows that begin with #, and those above a longer one or a second header, as a preamble."""
 ISO_TIME = r"\d{4}-\d{2}(-\d{2}([ T].*)?)?"
 """Text that is read as a time; in any other order of day, month and year, which is which would be a guess."""
 
@@ -189,17 +189,15 @@ def _load_csv(
     """
     header: list[str] | None = None
     for path in paths:
-        reader = connection.sql(f"SELECT * FROM read_csv({_listed([path])}{_WHOLE})")
+        reader = connection.sql(f"SELECT * FROM {_csv([path])}")
         if header is not None and reader.columns != header:
             raise ValueError(f"{path.name} has the columns {reader.columns}, {paths[0].name} has {header}")
         header = reader.columns
-    read = f"read_csv({_listed(paths)}{_WHOLE}"
-    kinds = _kinds(connection, f"(SELECT * FROM {read}))")
+    kinds = _kinds(connection, f"(SELECT * FROM {_csv(paths)})")
     dates = {c: kind for c, kind in kinds.items() if c not in ids and kind.startswith(("DATE", "TIMESTAMP"))}
-    text = [column.replace("'", "''") for column in kinds if column in ids or column in dates]
-    types = ", ".join(f"'{column}': 'VARCHAR'" for column in text)
-    read += f", types = {{{types}}})" if types else ")"
-    connection.execute(f"CREATE TABLE {quote(name)} AS SELECT * FROM {read}")
+    text = ", ".join(f"{_literal(c)}: 'VARCHAR'" for c in kinds if c in ids or c in dates)
+    options = [f"types = {{{text}}}"] if text else []
+    connection.execute(f"CREATE TABLE {quote(name)} AS SELECT * FROM {_csv(paths, *options)}")
     for column in list(dates):
         # DuckDB takes 01/02/2020 for the one or the other, and 31-01-20 for a day of the year 31
         other = f"NOT regexp_full_match({quote(column)}, '{ISO_TIME}')"
@@ -208,15 +206,19 @@ def _load_csv(
     return _as_written(connection, paths[0], list(kinds)), dates
 
 
-def _listed(paths: Sequence[Path]) -> str:
-    """Return files as a literal of SQL."""
-    literals = [glob.escape(str(path.resolve())).replace("'", "''") for path in paths]
-    return "[" + ", ".join(f"'{path}'" for path in literals) + "]"
+def _csv(paths: Sequence[Path], *options: str) -> str:
+    """Return SQL that reads files."""
+    files = ", ".join(_literal(glob.escape(str(path.resolve()))) for path in paths)
+    return f"read_csv({', '.join([f'[{files}]', _READING, *options])})"
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 def _as_written(connection: duckdb.DuckDBPyConnection, path: Path, names: list[str]) -> list[str]:
     """Return the names of a CSV's columns without the numbers that DuckDB gave to those that were there already."""
-    lines = connection.read_csv(glob.escape(str(path.resolve())), header=False, all_varchar=True)
+    lines = connection.sql(f"SELECT * FROM {_csv([path], 'header = false', 'all_varchar = true')}")
     rows = lines.limit(1).fetchall()
     first = dict(zip(names, rows[0], strict=False)) if rows else {}
     return [

@@ -8,8 +8,9 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import NoReturn
 
 from .failures import USAGE, told
@@ -22,7 +23,10 @@ TAKEN_SIGNALS = ("Query interrupted", "KeyboardInterrupt: ")
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
-    """Run a command and exit: 0 done, 2 wrong input, 130 or 143 interrupted and resumable, 1 anything else."""
+    """Run a command and exit: 0 done, 2 wrong input or an unusable place, 130 or 143 interrupted, 1 anything else.
+
+    What was interrupted, or ended by a full disk or too little memory (1), goes on with the same command.
+    """
     sys.exit(_guarded(argv))
 
 
@@ -36,9 +40,12 @@ def _guarded(argv: Sequence[str] | None) -> int:
             arguments = _parser().parse_args(argv)
             _quiet()
             arguments.run(arguments)
-        finally:
-            # what has ended has ended: a late signal must not change its code, nor break what runs at exit
+            # what is done is done: a late signal must not change the code of a finished run
             _handle_signals(signal.SIG_IGN)
+        except BaseException:
+            _handle_signals(interruption.ended)
+            raise
+        finally:
             sys.unraisablehook = interruption.before
     except KeyboardInterrupt as stop:
         return _interrupted(stop.args[0] if stop.args else signal.SIGINT)
@@ -56,7 +63,7 @@ def _guarded(argv: Sequence[str] | None) -> int:
     return 0
 
 
-def _handle_signals(handler: Interruption | signal.Handlers) -> None:
+def _handle_signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, handler)
 
@@ -120,9 +127,7 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--format", choices=EXPORTS, default=EXPORTS[0], help="native is the labelled bundle")
     export.add_argument("--out", type=Path, help="default: RUN/dictionary, RUN/dictionary-FORMAT for others")
     export.set_defaults(run=_export)
-    erase = commands.add_parser(
-        "erase", help="remove people from an activation store, leaving nothing behind"
-    )
+    erase = commands.add_parser("erase", help="remove people from an activation store and its twin's")
     erase.add_argument("store", metavar="STORE")
     erase.add_argument(
         "--entities", type=Path, required=True, metavar="FILE", help="one id per line, CSV or Parquet"

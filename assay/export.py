@@ -50,8 +50,6 @@ def _model(run: dict[str, Any]) -> str:
 def _context(folder: Path) -> int | None:
     """Return the length of the longest history of the panel, where there is one."""
     profile = folder / "panel" / "profile.json"
-    return (
-        int(json.loads(profile.read_text(encoding="utf-8"))["rows_per_entity"][-1])
-        if profile.is_file()
-        else None
-    )
+    if not profile.is_file():
+        return None
+    return int(json.loads(profile.read_text(encoding="utf-8"))["rows_per_entity"][-1])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 import time
@@ -23,30 +24,41 @@ class Interruption:
 
     During an import, a `__del__` or a callback of LLVM the signal is sent again a moment later, for at most ten
     seconds: a module left half imported fails in ways that name no interruption (a RuntimeError of `__set_name__`,
-    endless recursion in numpy's lazy modules), and Python prints and drops what `__del__` and callbacks raise. Nothing
-    tells a frame that C called, so where one of other callbacks drops the KeyboardInterrupt, `dropped`, as
-    `sys.unraisablehook`, has it raised again.
+    endless recursion in numpy's lazy modules), and Python prints and drops what `__del__` and callbacks raise. Other
+    callbacks from C cannot be recognised; where Python drops a KeyboardInterrupt there, `dropped`, which is to be
+    `sys.unraisablehook`, sends the signal again.
     """
 
     def __init__(self) -> None:
         self._raised = float("-inf")
-        self._held: float | None = None
+        self._held = self._latest = float("-inf")
         self.number: int | None = None
         self.before = sys.unraisablehook
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         """Raise, or have the signal sent again where raising would break what runs."""
         now = time.monotonic()
-        if self._held is None:
-            self._held = now
-        if _would_break(frame) and now - self._held < _HELD_SECONDS:
-            _send_again(number)
-            return
-        self._held = None
+        if _would_break(frame):
+            # what was sent again may have reached another handler
+            forgotten = now - self._latest > _ECHO_SECONDS
+            self._held, self._latest = now if forgotten else self._held, now
+            if now - self._held < _HELD_SECONDS:
+                _send_again(number)
+                return
+        self._latest = float("-inf")
         before, self._raised = self._raised, now
         self.number = number
         if now - before > _ECHO_SECONDS:
             raise KeyboardInterrupt(number)
+
+    def ended(self, number: int, frame: FrameType | None) -> None:
+        """End the process at once: the handler of a command that has failed, while threads and pools end.
+
+        Nothing is raised, which what runs at exit would print and drop, and an echo still does not change the code.
+        """
+        if time.monotonic() - self._raised > _ECHO_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
 
     def dropped(self, unraisable: sys.UnraisableHookArgs) -> None:
         """Have the signal sent again where Python had to drop its KeyboardInterrupt."""

@@ -111,7 +111,7 @@ def _erasures(*parts: str) -> Any:
 STAGES = (
     Stage("reference", 2, _has("reference"), _sections("reference"), (), _at("reference"), make_reference),
     Stage(
-        "panel", 3, _has("panel"), _sections("panel"), ("reference",), _at("panel"), make_panel, _panel_files
+        "panel", 4, _has("panel"), _sections("panel"), ("reference",), _at("panel"), make_panel, _panel_files
     ),
     Stage("fit", 2, _has("fit"), _sections("model", "fit", "seed"), ("panel",), _at("model"), make_model),
     Stage(

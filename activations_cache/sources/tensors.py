@@ -41,7 +41,7 @@ class CoordinatesConfig(Config):
     position: str | None = None
     """Column of the row's index within its entity. None: counted in the order of time, then of the table."""
     period: Literal["month", "day"] = "month"
-    """What one step of a date is; integers are taken as they are."""
+    """What one step of a date is; integers are taken as they are, but for those that spell dates, such as 202012."""
 
 
 class TensorsSourceConfig(SourceConfig):
@@ -146,6 +146,8 @@ def read_coordinates(config: CoordinatesConfig, n_rows: int) -> tuple[Coordinate
     ConfigError
         A column is missing, an entity or time is null or unreadable, the table has another number of rows
         than the tensors, or an entity has one position twice.
+    PanelError
+        Integer times spell dates.
     """
     path = Path(config.path).expanduser()
     where = f"source.coordinates ({path})"

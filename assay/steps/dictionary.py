@@ -81,9 +81,9 @@ def measure(context: Context, name: str) -> dict[str, Any]:
     record: dict[str, Any] = {"format_version": 1, "hook": context.hook}
     splits = [split for split in ("discover", "confirm", "out_of_time") if store.splits.get(split)]
     nearest = coherence(sae.W_dec)
-    alike = {"coherence": {"mean": float(nearest.mean()), "max": float(nearest.max())}}
+    of_all = {"coherence": {"mean": float(nearest.mean()), "max": float(nearest.max())}}
     for split in splits:
-        record[split] = evaluate_dictionary(store, sae, context.hook, split) | alike
+        record[split] = evaluate_dictionary(store, sae, context.hook, split) | of_all
     if splits and store.splits.get("fit"):
         k = max(1, round(record[splits[0]]["l0"]))
         record["baselines"] = evaluate_baselines(store, context.hook, splits, k=k, seed=context.config.seed)

@@ -84,10 +84,7 @@ def make_twin_model(context: Context, out: Path) -> None:
 def profile_lines(profile: dict[str, Any]) -> list[str]:
     """Return a panel's profile in a few lines."""
     length = profile["rows_per_entity"]
-    # profiles of before do not say whether times were dates
-    first, last = (
-        written_period(profile[f"{end}_period"], profile.get("calendar")) for end in ("first", "last")
-    )
+    first, last = (written_period(profile[f"{end}_period"], profile["calendar"]) for end in ("first", "last"))
     lines = [
         f"{profile['rows']:,} rows, {profile['entities']:,} entities, periods {first} to {last}, "
         f"{length[0]} to {length[4]} rows each (median {length[2]}), {profile['gaps']:,} gaps",

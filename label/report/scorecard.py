@@ -58,7 +58,7 @@ def _row(labels: Labels, r: Record, record: Record, axis: Axis) -> Markup:
     notes = [FAMILIES.get(r["family"], r["family"])] if r["family"] != "concept" else []
     notes += ["the label"] if wins else []
     notes += (
-        ["rival: as good within the intervals"]
+        ["rival: as good or better within the intervals"]
         if r["concept"] in (record["rivals"] or []) and not wins
         else []
     )

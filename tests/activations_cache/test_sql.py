@@ -313,7 +313,7 @@ def test_names_that_only_look_as_if_they_met_are_read(tmp_path: Path, text: str)
 @pytest.mark.parametrize(
     "text", ["a,b\n1,2\n3,4\n5,6,7\n", "a,b\n1,2\na,b,c\n3,4,5\n", "by me\n\na,b\n1,2\n"]
 )
-def test_no_row_of_a_csv_is_left_out(tmp_path: Path, text: str) -> None:
+def test_no_row_of_a_csv_is_taken_for_a_preamble(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.csv").write_text(text)
     with connect(threads=1, memory_limit="200MB") as connection:
         # where rows differ in length no separator is seen, and no column has the name that is looked for
@@ -321,6 +321,13 @@ def test_no_row_of_a_csv_is_left_out(tmp_path: Path, text: str) -> None:
         assert "a" not in names
         (rows,) = connection.execute("SELECT count(*) FROM raw").fetchone()
     assert rows == text.count("\n") - 1
+
+
+def test_no_row_of_a_csv_is_taken_for_a_comment(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("id,a\n#1,2\n#2,3\n3,4\n")
+    with connect(threads=1, memory_limit="200MB") as connection:
+        assert load_table(connection, "raw", [tmp_path / "x.csv"], ids=["id"]) == ["id", "a"]
+        assert connection.execute("SELECT * FROM raw").fetchall() == [("#1", 2.0), ("#2", 3.0), ("3", 4.0)]
 
 
 def test_why_a_csv_cannot_be_read_is_said(tmp_path: Path) -> None:

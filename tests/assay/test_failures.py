@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from assay import cli
-from sae.errors import UserError
+from sae.errors import StoreError, UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -25,11 +25,24 @@ def chained() -> None:
         raise RuntimeError("the writer's thread failed") from error
 
 
-def met_while_ending() -> None:
+def told_by_us() -> None:
+    try:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError as error:
+        raise StoreError("no space left, the same command continues") from error
+
+
+def ours_in_a_handler() -> None:
     try:
         raise MemoryError
-    finally:
-        raise ValueError("not whole")
+    except MemoryError:
+        raise ValueError("ours")  # noqa: B904
+
+
+def circle() -> None:
+    first, second = ValueError("first"), ValueError("ours")
+    first.__cause__ = second
+    raise second from first
 
 
 def raising(error: Exception):
@@ -47,7 +60,7 @@ def raising(error: Exception):
         (raising(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))), 1, "disk is full"),
         (chained, 1, "disk is full"),
         (raising(MemoryError()), 1, "too little memory"),
-        (met_while_ending, 1, "too little memory"),
+        (told_by_us, 1, "no space left"),
         (lambda: np.empty(2**50), 1, "too little memory"),
         (lambda: torch.empty(2**55), 1, "too little memory"),
         (raising(torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")), 1, "CUDA out of memory. Tried)"),
@@ -67,13 +80,19 @@ def test_what_the_user_can_mend_is_one_message(monkeypatch, command, tmp_path, f
 
 
 @pytest.mark.parametrize(
-    "error",
-    [ValueError("ours"), FileNotFoundError(errno.ENOENT, "No such file", "x"), PermissionError("no name")],
+    ("fail", "kind"),
+    [
+        (raising(ValueError("ours")), ValueError),
+        (raising(FileNotFoundError(errno.ENOENT, "No such file", "x")), FileNotFoundError),
+        (raising(PermissionError("no name")), PermissionError),
+        (ours_in_a_handler, ValueError),
+        (circle, ValueError),
+    ],
 )
-def test_what_is_ours_keeps_its_traceback(monkeypatch, tmp_path, error):
-    monkeypatch.setattr(cli, "_inspect", lambda _: raising(error)())
+def test_what_is_ours_keeps_its_traceback(monkeypatch, tmp_path, fail, kind):
+    monkeypatch.setattr(cli, "_inspect", lambda _: fail())
     monkeypatch.setattr(cli, "_handle_signals", lambda _: None)
-    with pytest.raises(type(error)):
+    with pytest.raises(kind):
         cli.main(["inspect", "."])
 
 

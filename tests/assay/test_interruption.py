@@ -2,18 +2,21 @@ import ctypes
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from assay import interruption
 from assay.interruption import Interruption
 
+ROOT = Path(__file__).resolve().parents[2]
 MODULE = """
 import os, signal, time
 os.kill(os.getpid(), signal.SIGTERM)
-time.sleep(0.2)
+time.sleep(1)
 whole = True
 """
 
@@ -55,6 +58,30 @@ def test_an_import_that_does_not_end_is_interrupted(module, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         importlib.import_module(module)
     assert module not in sys.modules
+
+
+def test_how_long_one_signal_was_held_does_not_count_for_another(module, monkeypatch):
+    monkeypatch.setattr(interruption, "_HELD_SECONDS", 0.5)
+    monkeypatch.setattr(interruption, "_ECHO_SECONDS", 0.5)
+    handler = signal.getsignal(signal.SIGTERM)
+    caught = []
+
+    def first(number, frame):
+        # what is sent again reaches the handler of a training
+        signal.signal(number, lambda number, _: caught.append(number))
+        handler(number, frame)
+
+    signal.signal(signal.SIGTERM, first)
+    importlib.import_module(module)
+    del sys.modules[module]
+    while not caught:
+        time.sleep(0.01)
+    time.sleep(0.6)
+    monkeypatch.setattr(interruption, "_HELD_SECONDS", 10)
+    signal.signal(signal.SIGTERM, handler)
+    with pytest.raises(KeyboardInterrupt):
+        wait_after(lambda: importlib.import_module(module))
+    assert sys.modules[module].whole
 
 
 def test_what_cannot_raise_does_not_swallow_a_signal():
@@ -101,6 +128,33 @@ def test_what_else_is_dropped_goes_to_the_hook_before(monkeypatch):
 
     Fails()
     assert [type(unraisable.exc_value) for unraisable in heard] == [ValueError]
+
+
+FAILS = """
+import os, signal, sys, threading, time
+import assay.cli as cli
+
+def linger():
+    # until the command has said what is wrong
+    time.sleep(1)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(30)
+
+def fail(_):
+    threading.Thread(target=linger).start()
+    raise cli.told.__globals__["UserError"]("wrong input")
+
+cli._inspect = fail
+cli.main(["inspect", "."])
+"""
+
+
+def test_a_command_that_failed_can_be_ended_while_its_threads_go_on():
+    done = subprocess.run(
+        [sys.executable, "-c", FAILS], capture_output=True, text=True, timeout=25, check=False, cwd=ROOT
+    )
+    assert done.stderr == "assay: wrong input\n"
+    assert done.returncode == -signal.SIGTERM
 
 
 def test_an_echo_is_left_out():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from activations_cache.panel import PanelConfig
 from activations_cache.prepare import prepare
 from activations_cache.store import ActivationStore
 from assay.console import Console
+from assay.freshness import run_lock
 from tests.assay.test_run import assay
 
 CONFIG = """
@@ -104,6 +106,31 @@ def test_an_erasure_that_reached_one_of_two_stores_is_completed_by_the_same_comm
         "erase", run / "activations.zarr", "--entities", run.parent / "ids.txt", cwd=run.parent
     )
     assert code == 0 and f"{run / 'twin' / 'activations.zarr'}: 1 of 1 entities erased" in shown, error
+
+
+@pytest.mark.parametrize("damage", ["harvest not ended", "cut short", "in use"])
+def test_an_erasure_is_not_kept_from_the_store_by_its_twin(run, command, damage):
+    (run.parent / "ids.txt").write_text("0\n")
+    store, twin = run / "activations.zarr", run / "twin" / "activations.zarr"
+    erase = ("erase", store, "--entities", run.parent / "ids.txt")
+    if damage == "in use":
+        with run_lock(run):
+            code, _, error = command(*erase, cwd=run.parent)
+        assert code == 2 and "another process works in" in error
+        assert "0" in ActivationStore.open(store).entity_ids()["id"].to_pylist()
+        return
+    if damage == "harvest not ended":
+        opened = ActivationStore.open(twin)
+        replace(opened.description, sealed=False).write(opened.path)
+    else:
+        (twin / "manifest.json").write_text("{")
+    code, shown, error = command(*erase, cwd=run.parent)
+    assert "0" not in ActivationStore.open(store).entity_ids()["id"].to_pylist()
+    if damage == "cut short":
+        assert code == 2 and "1 of 1 entities erased" in error and "but not from the twin beside it" in error
+    else:
+        assert code == 0 and f"{twin}: removed, since its harvest had not ended" in shown, error
+        assert not twin.exists()
 
 
 def test_pages_of_earlier_labels_are_not_pointed_to(finished, run, command):
