@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -79,9 +79,10 @@ def best_columns(
     names, values
         The columns, and their values on the rows of discover (NaN = missing).
     """
-    of_concept: dict[str, list[Target]] = {}
-    for target in targets:
-        of_concept.setdefault(target.concept, []).append(target)
+    sought = {
+        name: _Sought.of(concepts[name], [t for t in targets if t.concept == name])
+        for name in dict.fromkeys(t.concept for t in targets)
+    }
     best: dict[Target, ColumnDetector] = {}
     intervals: dict[Target, tuple[int, ColumnDetector]] = {}
 
@@ -93,8 +94,8 @@ def best_columns(
         column = _Sorted.of(values[:, i])
         if not len(column.order):
             continue
-        for concept, mine in of_concept.items():
-            for target, truth in _truths(column, concepts[concept], mine):
+        for concept in sought.values():
+            for target, truth in _truths(column, concept, concept.positives):
                 offer(target, ColumnDetector(name, "rising", 0.0, 0.0, _graded(column, truth, rising=True)))
                 offer(target, ColumnDetector(name, "falling", 0.0, 0.0, _graded(column, truth, rising=False)))
                 if len(column.order) < len(values):
@@ -107,7 +108,7 @@ def best_columns(
                         intervals[target] = i, interval
     for target, (i, interval) in intervals.items():
         column = _Sorted.of(interval.distance(values[:, i]))
-        for _, truth in _truths(column, concepts[target.concept], [target]):
+        for _, truth in _truths(column, sought[target.concept], [target]):
             offer(target, interval._replace(shape="near", skill=_graded(column, truth, rising=False)))
     return best
 
@@ -138,6 +139,25 @@ class _Sorted(NamedTuple):
         return _Sorted(order, value, np.cumsum(new) - 1, np.append(starts, len(value)), edges)
 
 
+class _Sought(NamedTuple):
+    """A concept on discover with its targets, but for those that hold nowhere or almost everywhere."""
+
+    codes: Int[np.ndarray, " rows"]
+    positives: dict[Target, int]
+    """Rows where each target holds."""
+    n: int
+    """Rows to which the concept applies."""
+
+    @staticmethod
+    def of(concept: Coded, targets: Sequence[Target]) -> _Sought:
+        """Count where the targets hold."""
+        codes = concept.codes["discover"]
+        bins = np.bincount(codes[codes >= 0], minlength=concept.n_bins)
+        n = int(bins.sum())
+        positives = {t: int(bins[t.low : t.high + 1].sum()) for t in targets}
+        return _Sought(codes, {t: p for t, p in positives.items() if p and p / n <= MAX_PREVALENCE}, n)
+
+
 class _Truth(NamedTuple):
     """One target on the rows where a signal is known, smallest signal first."""
 
@@ -161,23 +181,20 @@ class _Truth(NamedTuple):
         return float(self.skill(hits / self.positives * hits / max(fired, 1), hits))
 
 
-def _truths(column: _Sorted, concept: Coded, targets: Sequence[Target]) -> Iterator[tuple[Target, _Truth]]:
-    """Yield a concept's targets on discover, but for those that hold nowhere or almost everywhere."""
-    codes = concept.codes["discover"]
-    bins = np.bincount(codes[codes >= 0], minlength=concept.n_bins)
-    n = int(bins.sum())
-    placed = codes[column.order]
+def _truths(column: _Sorted, concept: _Sought, targets: Iterable[Target]) -> Iterator[tuple[Target, _Truth]]:
+    """Yield targets of a concept on the rows where a column is known."""
+    placed = concept.codes[column.order]
     applied = np.append(0, np.cumsum(placed >= 0))
     for target in targets:
-        positives = int(bins[target.low : target.high + 1].sum())
-        if positives and positives / n <= MAX_PREVALENCE:
-            at = np.flatnonzero((placed >= target.low) & (placed <= target.high))
-            yield target, _Truth(at, applied, positives, n)
+        at = np.flatnonzero((placed >= target.low) & (placed <= target.high))
+        yield target, _Truth(at, applied, concept.positives[target], concept.n)
 
 
 def _graded(column: _Sorted, truth: _Truth, *, rising: bool) -> float:
     """Return the skill of the signal itself (`rising`), or of its negative."""
-    group, steps = np.unique(column.group[truth.at], return_counts=True)
+    group = column.group[truth.at]
+    first = np.flatnonzero(np.diff(group, prepend=-1))
+    group, steps = group[first], np.diff(first, append=len(group))
     if rising:
         group, steps = group[::-1], steps[::-1]
         fired = truth.applied[-1] - truth.applied[column.starts[group]]
@@ -232,33 +249,34 @@ def best_twin_features(
     for name in dict.fromkeys(t.concept for t in targets):
         concept = concepts[name]
         counts = count(levels, concept.codes["discover"], concept.n_bins)
-        own = _own_ranges(levels, counts, concept, min_entities=min_entities)
+        of_any, of_middle = _own_ranges(levels, counts, concept, min_entities=min_entities)
         for target in targets:
             if target.concept == name:
                 fit = against_target(levels, counts, target)
                 j = int(fit.skill.argmax())
                 best[target] = [TwinFeature(j, target, float(fit.threshold[j]), float(fit.skill[j]))]
-                best[target] += own[None in concept.bounds(target)]
+                is_open = None in concept.bounds(target)
+                best[target] += of_any if is_open else of_middle
     return best
 
 
 def _own_ranges(
     levels: Levels, counts: Counts, concept: Coded, *, min_entities: int
-) -> dict[bool, list[TwinFeature]]:
-    """Return the feature that is best on a range of its own, for open targets (True) and for others; or none."""
-    own: dict[bool, list[TwinFeature]] = {True: [], False: []}
+) -> tuple[list[TwinFeature], list[TwinFeature]]:
+    """Return the feature that is best on a range of its own, of any and of those between two values; or none."""
     if concept.edges is None:
-        return own
+        return [], []
     supported = supported_ranges(
         levels.evidence.rows, concept.codes["discover"], n_bins=concept.n_bins, min_entities=min_entities
     )
     fit = fit_ranges(counts, supported, numeric=True)
-    is_open = (fit.low == 0) | (fit.high == concept.n_bins - 1)
-    for for_open, found in own.items():
-        skill = fit.skill if for_open else np.where(is_open, -np.inf, fit.skill)
+
+    def best(skill: np.ndarray) -> list[TwinFeature]:
         j = int(skill.argmax())
-        if np.isfinite(skill[j]):
-            target = Target(concept.id, int(fit.low[j]), int(fit.high[j]))
-            threshold = float(levels.thresholds[j, fit.level[j]])
-            found.append(TwinFeature(j, target, threshold, float(skill[j])))
-    return own
+        if not np.isfinite(skill[j]):
+            return []
+        target = Target(concept.id, int(fit.low[j]), int(fit.high[j]))
+        return [TwinFeature(j, target, float(levels.thresholds[j, fit.level[j]]), float(skill[j]))]
+
+    is_open = (fit.low == 0) | (fit.high == concept.n_bins - 1)
+    return best(fit.skill), best(np.where(is_open, -np.inf, fit.skill))

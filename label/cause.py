@@ -17,7 +17,6 @@ from activations_cache.reference.histories import collate
 from activations_cache.reference.predict import judged
 from activations_cache.store import ActivationStore
 from sae.base import SAE
-from sae.errors import PanelError
 
 from .statistics.bootstrap import Interval, entity_weights, interval
 
@@ -97,15 +96,10 @@ class Stream:
         *,
         n_entities: int,
         seed: int,
-    ) -> Stream:
+    ) -> Stream | None:
         """Read the histories up to the time cut of at most `n_entities` confirm entities, at random.
 
-        Only those are drawn that are judged somewhere: where the outcome is per row, with a known one.
-
-        Raises
-        ------
-        PanelError
-            There is none.
+        Only those are drawn that are judged somewhere: where the outcome is per row, with a known one. None: nobody is.
         """
         end = panel.history_end()
         codes = panel.entities_of("confirm")
@@ -115,9 +109,7 @@ class Stream:
             known = np.append(0, np.cumsum(np.isfinite(panel.outcome)))
             codes = codes[known[end[codes]] > known[panel.offsets[codes]]]
         if not len(codes):
-            raise PanelError(
-                "no confirm entity has a known outcome, so no removal can be judged", do="check panel.outcome"
-            )
+            return None
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 5])))
         codes = np.sort(rng.permutation(codes)[:n_entities])
         stored = store.entities(codes, hook)

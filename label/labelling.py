@@ -204,6 +204,8 @@ class Labelling:
             n_entities=self.config.ablation_pool,
             seed=self.seed,
         )
+        if stream is None:
+            return
         self.ablation = Ablation(
             stream,
             n_entities=self.config.ablation_entities,
@@ -333,7 +335,7 @@ class Labelling:
         return next(info for _, infos in self.inputs.tables for info in infos if info.id == concept)
 
     @cached_property
-    def place(self) -> dict[tuple[int, Target], int]:
+    def index_of_pair(self) -> dict[tuple[int, Target], int]:
         """Where the pair of a feature and a target stands in `pairs`."""
         return {(pair.feature, pair.target): i for i, pair in enumerate(self.pairs)}
 

@@ -68,7 +68,7 @@ def feature(work: Labelling, j: int) -> dict[str, Any]:
         words = {"concept_text": info.text, "whole": work.whole.get(info.id, False)}
         record |= {"concept": info.id, "low": low, "high": high, "category": info.category}
         record |= {"threshold": pair.threshold, "q_value": q, **measured(measure)}
-        record["p_value"] = float(work.p[work.place[j, pair.target]])
+        record["p_value"] = float(work.p[work.index_of_pair[j, pair.target]])
         record["title"] = title_of(info, coded, pair.target, words["whole"])
     record |= _nuisances(work, j) | _learned(work, j) | _used(work, j)
     record["description"] = template.describe({**dict.fromkeys(("learned", "used")), **record, **words})
@@ -175,19 +175,24 @@ def concepts(work: Labelling) -> Iterator[dict[str, Any]]:
             if pair is None:
                 yield record | {"reason": _unscreened(work, work.by_id[info.id])}
                 continue
-            yield record | _best(work, work.place[pair.feature, pair.target])
+            yield record | _best(work, work.index_of_pair[pair.feature, pair.target])
     for id_, reason in work.inputs.not_applicable:
         yield {"concept": id_, "applicable": False, "reason": reason, "n_labelled": 0}
 
 
 def _unscreened(work: Labelling, concept: Coded) -> str:
     """Return why a concept was compared with no feature."""
+    if concept.edges is not None:
+        # a feature's range grows from a bin, so there may be one that none came to
+        return (
+            "no range of it was found that holds, and fails, on enough entities of discover and holds on at most "
+            f"{MAX_PREVALENCE:.0%} of the rows there to which it applies"
+        )
     codes, least = concept.codes["discover"], work.config.min_entities
     supported = supported_ranges(work.rows["discover"], codes, n_bins=concept.n_bins, min_entities=least)
     if not supported.any():
         return "it holds, or fails, on too few entities of discover"
-    what = "it" if concept.edges is None else "every range of it on enough entities"
-    return f"{what} holds on more than {MAX_PREVALENCE:.0%} of the rows of discover to which it applies"
+    return f"it holds on more than {MAX_PREVALENCE:.0%} of the rows of discover to which it applies"
 
 
 def _best(work: Labelling, i: int) -> dict[str, Any]:

@@ -151,6 +151,7 @@ def hazard_effects(found: Found) -> list[dict[str, Any]]:
     model = CreditTransformer.from_pretrained(found.run / "model").eval()
     store = ActivationStore.open(found.run / "activations.zarr")
     stream = Stream.read(store, model, found.panel, found.hook, found.sae, n_entities=1 << 30, seed=0)
+    assert stream is not None
     rows = found.trained["confirm"].rows
     last = np.flatnonzero(np.diff(rows.member, append=-1) != 0)
     base = stream.without(lambda index: torch.zeros(()), np.arange(len(stream.codes)))
