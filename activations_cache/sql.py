@@ -193,6 +193,8 @@ def _load_csv(
         if header is not None and reader.columns != header:
             raise ValueError(f"{path.name} has the columns {reader.columns}, {paths[0].name} has {header}")
         header = reader.columns
+        if len(header) == 1 and re.search(r"[,;|\t]", header[0]):
+            raise ValueError(f"{path.name}: some rows have more or fewer fields than the first line")
     kinds = _kinds(connection, f"(SELECT * FROM {_csv(paths)})")
     dates = {c: kind for c, kind in kinds.items() if c not in ids and kind.startswith(("DATE", "TIMESTAMP"))}
     text = ", ".join(f"{_literal(c)}: 'VARCHAR'" for c in kinds if c in ids or c in dates)

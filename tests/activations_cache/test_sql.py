@@ -310,17 +310,12 @@ def test_names_that_only_look_as_if_they_met_are_read(tmp_path: Path, text: str)
         assert len(load_table(connection, "raw", [tmp_path / "x.csv"])) == 3
 
 
-@pytest.mark.parametrize(
-    "text", ["a,b\n1,2\n3,4\n5,6,7\n", "a,b\n1,2\na,b,c\n3,4,5\n", "by me\n\na,b\n1,2\n"]
-)
+@pytest.mark.parametrize("text", ["a,b\n1,2\n3,4\n5,6,7\n", "a,b\n1,2\na,b,c\n3,4,5\n", "a;b\n1;2\n3\n"])
 def test_no_row_of_a_csv_is_taken_for_a_preamble(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.csv").write_text(text)
-    with connect(threads=1, memory_limit="200MB") as connection:
-        # where rows differ in length no separator is seen, and no column has the name that is looked for
-        names = load_table(connection, "raw", [tmp_path / "x.csv"])
-        assert "a" not in names
-        (rows,) = connection.execute("SELECT count(*) FROM raw").fetchone()
-    assert rows == text.count("\n") - 1
+    says = "some rows have more or fewer fields"
+    with connect(threads=1, memory_limit="200MB") as connection, pytest.raises(PanelError, match=says):
+        load_table(connection, "raw", [tmp_path / "x.csv"])
 
 
 def test_no_row_of_a_csv_is_taken_for_a_comment(tmp_path: Path) -> None:
