@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from activations_cache.store import ActivationStore
 from sae.checkpoint import load_sae
 
 from .alignment import raw_values
-from .baselines import ColumnDetector, TwinFeature, best_columns, best_twin_features
+from .baselines import TwinFeature, best_columns, best_twin_features
 from .cause import Ablation, Effect, Stream
 from .concepts.library import ConceptInfo
 from .config import LabelConfig
@@ -24,8 +23,9 @@ from .decide import Candidate, Decision, decide
 from .discover import Pair, Screen, against_target, best_of_concepts, best_of_features, screen
 from .groups import GroupMeasure, Member, grow_from_features, measure_group
 from .inputs import LabelInputs, Material, Report
+from .learned import Compared, Learned, learned
 from .permuted import permuted_statistics
-from .statistics.bootstrap import Interval, entity_weights, interval
+from .statistics.bootstrap import entity_weights
 from .statistics.counts import Levels, count
 from .statistics.score_test import Calibration, Null, benjamini_hochberg, calibration, p_values
 from .targets import (
@@ -37,28 +37,6 @@ from .targets import (
     permuted_controls,
     persistent_controls,
 )
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A target's worth without the model: raw column and twin, as confirm measured them."""
-
-    column: ColumnDetector | None
-    column_measure: Measure | None
-    twins: list[tuple[TwinFeature, Measure]]
-    """On the target itself, then on a range of the twin's own; none without a twin."""
-
-
-class Learned(NamedTuple):
-    """Whether a label exceeds raw column and twin, and the paired differences of skill."""
-
-    verdict: bool | None
-    """None where either is missing."""
-    over_raw: Interval | None
-    over_twin: Interval | None
-    """Over the twin's feature that the label exceeds least surely."""
-    twin: tuple[TwinFeature, Measure] | None
-    """That feature."""
 
 
 class Group(NamedTuple):
@@ -255,17 +233,7 @@ class Labelling:
         winner = self.decisions[feature].winner
         if winner is None or winner.pair.target not in self.compared:
             return Learned(None, None, None, None)
-        rivals = self.compared[winner.pair.target]
-        over_raw = over_twin = twin = verdict = None
-        if rivals.column_measure is not None:
-            over_raw = _over(winner.measure, rivals.column_measure)
-        if rivals.twins:
-            over = [_over(winner.measure, measure) for _, measure in rivals.twins]
-            least = min(range(len(over)), key=lambda i: over[i].low)
-            over_twin, twin = over[least], rivals.twins[least]
-        if over_raw is not None and over_twin is not None:
-            verdict = over_raw.low > 0 and over_twin.low > 0
-        return Learned(verdict, over_raw, over_twin, twin)
+        return learned(winner.measure, self.compared[winner.pair.target])
 
     def control_counts(self) -> dict[str, int]:
         """Return, per kind of control, how many features it would label under the rule, clocks included."""
@@ -353,7 +321,3 @@ class Labelling:
         if raw is None:
             return {}
         return best_columns(raw[0], raw[1], self.by_id, targets)
-
-
-def _over(mine: Measure, other: Measure) -> Interval:
-    return interval(mine.skill.value - other.skill.value, mine.skill_draws - other.skill_draws)
