@@ -116,6 +116,15 @@ class Panel:
         cut = self.split == SPLITS.index("out_of_time")
         return self.offsets[1:] - np.add.reduceat(cut.astype(np.int64), self.offsets[:-1])
 
+    def judged(self, split: str) -> Int[np.ndarray, " entities"]:
+        """Return the entities of one split with a row before the time cut; of outcomes per row, with a known one there."""
+        counts = np.ones(len(self.split), dtype=bool)
+        if self.outcome is not None and self.outcome_per == "row":
+            counts = np.isfinite(self.outcome)
+        before = np.append(0, np.cumsum(counts))
+        some = before[self.history_end()] > before[self.offsets[:-1]]
+        return np.flatnonzero(some & (self.entity_split == SPLITS.index(split)))
+
     @staticmethod
     def open(folder: Path) -> Panel:
         """Read what `prepare` wrote.

@@ -137,22 +137,21 @@ def load_table(
             connection.register(given, dataset)
             header = dataset.schema.names
         columns = _make_view(connection, name, given, dates)
-    except (
-        duckdb.Error,
-        OSError,
-        ValueError,
-        TypeError,
-    ) as problem:
+    except (duckdb.Error, OSError, ValueError, TypeError) as problem:
         raise error(f"cannot read {paths[0]}", got=_reason(problem)) from problem
+    _refuse_alike(header, paths[0], error)
+    return columns
+
+
+def _refuse_alike(header: Sequence[str], path: Path, error: type[UserError]) -> None:
+    """Refuse names that SQL takes for one: the second would be renamed, and its name would give the first."""
     alike = sorted(column for column, n in Counter(column.lower() for column in header).items() if n > 1)
     if alike:
-        # the second would be renamed, and its name would give the first
         raise error(
-            f"{paths[0]} has columns whose names are the same, or differ in case alone",
+            f"{path} has columns whose names are the same, or differ in case alone",
             got=", ".join(column for column in header if column.lower() in alike),
             do="rename or drop one of each",
         )
-    return columns
 
 
 def _reason(problem: Exception) -> str:

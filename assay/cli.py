@@ -99,16 +99,7 @@ def _parser() -> argparse.ArgumentParser:
         command.set_defaults(run=_run, until=None if name == "run" else name)
         if name == "train":
             _add_planning(command)
-    concepts = commands.add_parser("concepts", help="work on concept files").add_subparsers(required=True)
-    check = concepts.add_parser(
-        "check", help="prevalence, nulls, run time, leak test and redundancy of every concept"
-    )
-    check.add_argument("files", type=Path, nargs="+", metavar="FILE")
-    check.add_argument(
-        "--panel", type=Path, required=True, metavar="CONFIG", help="a configuration with a panel"
-    )
-    check.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
-    check.set_defaults(run=_check_concepts)
+    _add_checking(commands.add_parser("concepts", help="work on concept files"))
     inspect = commands.add_parser(
         "inspect", help="what a run, store, dictionary, labels folder or bundle holds"
     )
@@ -135,6 +126,18 @@ def _parser() -> argparse.ArgumentParser:
     erase.add_argument("--column", help="the file's column, where it has several")
     erase.set_defaults(run=_erase)
     return parser
+
+
+def _add_checking(concepts: argparse.ArgumentParser) -> None:
+    check = concepts.add_subparsers(required=True).add_parser(
+        "check", help="prevalence, nulls, run time, leak test and redundancy of every concept"
+    )
+    check.add_argument("files", type=Path, nargs="+", metavar="FILE")
+    check.add_argument(
+        "--panel", type=Path, required=True, metavar="CONFIG", help="a configuration with a panel"
+    )
+    check.add_argument("--set", dest="overrides", action="append", default=[], metavar="key=value")
+    check.set_defaults(run=_check_concepts)
 
 
 def _add_planning(command: argparse.ArgumentParser) -> None:

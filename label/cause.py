@@ -99,21 +99,15 @@ class Stream:
     ) -> Stream | None:
         """Read the histories up to the time cut of at most `n_entities` confirm entities, at random.
 
-        Only those are drawn that are judged somewhere: where the outcome is per row, with a known one. None: nobody is.
+        Nothing could move those that are judged nowhere (`Panel.judged`). None: nobody is judged.
         """
-        end = panel.history_end()
-        codes = panel.entities_of("confirm")
-        codes = codes[end[codes] > panel.offsets[codes]]
-        if panel.outcome is not None and panel.outcome_per == "row":
-            # the others are judged nowhere, so nothing could move them
-            known = np.append(0, np.cumsum(np.isfinite(panel.outcome)))
-            codes = codes[known[end[codes]] > known[panel.offsets[codes]]]
+        codes = panel.judged("confirm")
         if not len(codes):
             return None
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, 5])))
         codes = np.sort(rng.permutation(codes)[:n_entities])
         stored = store.entities(codes, hook)
-        length = (end - panel.offsets[:-1])[stored.entity]
+        length = (panel.history_end() - panel.offsets[:-1])[stored.entity]
         keep = stored.position < length
         x = torch.from_numpy(stored.acts[keep])
         entity = stored.entity[keep]

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from .evidence import Rows
 from .statistics.counts import (
+    MAX_PREVALENCE,
     Counts,
     Levels,
     average_precision,
@@ -86,6 +88,20 @@ def screen(
     stacked = [np.stack([f[i] for f in fits]) for i in range(6)]
     low, high, skill, f1, level, auroc = stacked
     return Screen(list(concepts), levels.thresholds, low, high, skill, f1, level, auroc)
+
+
+def why_unscreened(rows: Rows, concept: Coded, *, min_entities: int) -> str:
+    """Return why `screen` compared a concept with no feature."""
+    if concept.edges is not None:
+        # a feature's range grows from a bin, so there may be one that none came to
+        return (
+            "no range of it was found that holds, and fails, on enough entities of discover and holds on at most "
+            f"{MAX_PREVALENCE:.0%} of the rows there to which it applies"
+        )
+    codes = concept.codes["discover"]
+    if not supported_ranges(rows, codes, n_bins=concept.n_bins, min_entities=min_entities).any():
+        return "it holds, or fails, on too few entities of discover"
+    return f"it holds on more than {MAX_PREVALENCE:.0%} of the rows of discover to which it applies"
 
 
 def best_of_features(

@@ -12,9 +12,9 @@ from .baselines import TwinFeature
 from .concepts.library import ConceptInfo
 from .confirm import Measure
 from .describe import template
+from .discover import why_unscreened
 from .labelling import Group, Labelling
 from .statistics.bootstrap import Interval
-from .statistics.counts import MAX_PREVALENCE, supported_ranges
 from .statistics.score_test import Null
 from .targets import CONTROLS, Coded, Target
 
@@ -173,26 +173,13 @@ def concepts(work: Labelling) -> Iterator[dict[str, Any]]:
             record["known_share"] = float((codes >= 0).mean())
             pair = work.best_of_concept.get(info.id)
             if pair is None:
-                yield record | {"reason": _unscreened(work, work.by_id[info.id])}
+                concept, least = work.by_id[info.id], work.config.min_entities
+                reason = why_unscreened(work.rows["discover"], concept, min_entities=least)
+                yield record | {"reason": reason}
                 continue
             yield record | _best(work, work.index_of_pair[pair.feature, pair.target])
     for id_, reason in work.inputs.not_applicable:
         yield {"concept": id_, "applicable": False, "reason": reason, "n_labelled": 0}
-
-
-def _unscreened(work: Labelling, concept: Coded) -> str:
-    """Return why a concept was compared with no feature."""
-    if concept.edges is not None:
-        # a feature's range grows from a bin, so there may be one that none came to
-        return (
-            "no range of it was found that holds, and fails, on enough entities of discover and holds on at most "
-            f"{MAX_PREVALENCE:.0%} of the rows there to which it applies"
-        )
-    codes, least = concept.codes["discover"], work.config.min_entities
-    supported = supported_ranges(work.rows["discover"], codes, n_bins=concept.n_bins, min_entities=least)
-    if not supported.any():
-        return "it holds, or fails, on too few entities of discover"
-    return f"it holds on more than {MAX_PREVALENCE:.0%} of the rows of discover to which it applies"
 
 
 def _best(work: Labelling, i: int) -> dict[str, Any]:

@@ -70,12 +70,7 @@ def evaluate_dictionary(store: ActivationStore, sae: Dictionary, hook: str, spli
         x_hat = sae.decode(codes)
         variance.update(x, x_hat)
         segments.update(x, x_hat, codes, rows)
-    if not bool(variance.residual.isfinite().all()):
-        raise CheckpointError(
-            "the dictionary's reconstructions are not finite",
-            got=f"NaN or infinity on {hook}, split {split}",
-            do="train or import it again, and look at the size of its weights",
-        )
+    _require_finite(variance, f"{hook}, split {split}")
     return {
         "rows": firing.rows,
         "fvu": variance.fvu,
@@ -142,6 +137,15 @@ def _sample(store: ActivationStore, hook: str, seed: int) -> Tensor:
         return loader.next_batch().x
     finally:
         loader.close()
+
+
+def _require_finite(variance: Variance, where: str) -> None:
+    if not bool(variance.residual.isfinite().all()):
+        raise CheckpointError(
+            "the dictionary's reconstructions are not finite",
+            got=f"NaN or infinity on {where}",
+            do="train or import it again, and look at the size of its weights",
+        )
 
 
 def _spread(fvu: Tensor) -> dict[str, int | float | None]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -68,31 +69,35 @@ def load_concept_table(  # noqa: PLR0913 - a table, what it is brought to, what 
         A missing or unfit column or name, a repeated (entity, time), no row in common with the panel,
         metadata that is wrong or about columns that are not there, or a query that failed.
     """
+    with (
+        _told(path),
+        tempfile.TemporaryDirectory(dir=out.parent, prefix=".concepts-") as spill,
+        connect(threads=2, memory_limit=memory_limit, spill=Path(spill)) as connection,
+    ):
+        load_table(connection, "given", [path], ids=[entity], error=ConceptError)
+        load_table(connection, "panel", [panel], error=ConceptError)
+        load_table(connection, "entities", [entities], error=ConceptError)
+        lock(connection)
+        kinds = {row[0]: str(row[1]) for row in connection.sql("DESCRIBE given").fetchall()}
+        ids = [name for name in kinds if name not in (entity, time)]
+        taken = [name for name in ids if any(fnmatch(name, glob) for glob in only)]
+        _check(connection, path, kinds, taken, entity=entity, time=time)
+        infos = _infos(taken, ids, kinds, meta)
+        if not _write(_aligned(connection, kinds, taken, entity=entity, time=time), out):
+            raise ConceptError(f"{path} has no row in common with the panel", do="check the ids and periods")
+    return infos
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
     try:
-        with (
-            tempfile.TemporaryDirectory(dir=out.parent, prefix=".concepts-") as spill,
-            connect(threads=2, memory_limit=memory_limit, spill=Path(spill)) as connection,
-        ):
-            load_table(connection, "given", [path], ids=[entity], error=ConceptError)
-            load_table(connection, "panel", [panel], error=ConceptError)
-            load_table(connection, "entities", [entities], error=ConceptError)
-            lock(connection)
-            kinds = {row[0]: str(row[1]) for row in connection.sql("DESCRIBE given").fetchall()}
-            ids = [name for name in kinds if name not in (entity, time)]
-            taken = [name for name in ids if any(fnmatch(name, glob) for glob in only)]
-            _check(connection, path, kinds, taken, entity=entity, time=time)
-            infos = _infos(taken, ids, kinds, meta)
-            if not _write(_aligned(connection, kinds, taken, entity=entity, time=time), out):
-                raise ConceptError(
-                    f"{path} has no row in common with the panel", do="check the ids and periods"
-                )
+        yield
     except duckdb.Error as error:
         raise ConceptError(
             f"{path} cannot be brought to the panel's rows",
             got=str(error).strip().split("\n")[0],
             do="check the file and concepts.memory_limit",
         ) from error
-    return infos
 
 
 def _check(
